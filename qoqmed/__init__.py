@@ -1,0 +1,28 @@
+"""qoqmed: reinforcement-learning post-training for clinical vision-language models. `import qoqmed` loads no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {  # lazy name -> where it lives
+    "fit": "qoqmed.fit:fit",
+    "evaluate": "qoqmed.evaluate:evaluate",
+    "load": "qoqmed.build:load",
+    "score": "qoqmed.evaluate:score",
+    "estimate": "qoqmed.evaluate:estimate",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'qoqmed' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name].split(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

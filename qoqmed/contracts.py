@@ -1,0 +1,197 @@
+"""Every plugin contract on one page. Plugins inherit nothing from qoqmed: they match these Protocols.
+
+A recipe node is `name` plus flat keyword arguments, bound to the constructor's signature before any work starts.
+Entry-point groups are the keys of `GROUPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qoqmed.types import Case, Group, Needs, Prediction, Reading, Rollout, Sampling, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from qoqmed.advantages.table import Advantages, RewardTable
+    from qoqmed.geometry import Geometry
+    from qoqmed.losses import Loss, TokenTable
+    from qoqmed.packing import Pack, Prompt
+
+GROUPS: Mapping[str, str] = {
+    "backbones": "a vision-language model class, its positions, packs, boxes and processor",
+    "encoders": "a torch module for one more modality (ECG, ...)",
+    "tasks": "prompt template, rendering of the target, reader of a response",
+    "domains": "a clinical domain: modalities, data sets with label spaces, phrasings",
+    "datasets": "a map-style source of cases",
+    "rewards": "scores of responses in a declared range",
+    "advantages": "an estimator from rewards to advantages",
+    "objectives": "what a stage collects and minimises",
+    "rollouts": "an engine that samples responses",
+    "metrics": "a torchmetrics metric over predictions",
+    "callbacks": "hooks into the loop (lightning Callback)",
+    "loggers": "where scalars go (lightning Logger)",
+}
+
+
+class BoxFrame(Protocol):
+    """The numbers that a backbone reads and writes for boxes on one case's media (see `qoqmed.boxes`)."""
+
+    def write(self, box: Any) -> list[int]:
+        """A normalised `Box` -> four numbers in the backbone's frame."""
+
+    def read(self, numbers: Sequence[float], medium: int = 0) -> tuple[float, float, float, float]:
+        """Four numbers of a response -> normalised xyxy clipped to [0, 1]. Raises ValueError where they are no box."""
+
+
+class Task(Protocol):
+    """How a case becomes a question, its target a response, and a response a reading."""
+
+    name: str
+
+    def prompt(self, case: Case) -> str:
+        """The text after the media. States the modality, the allowable labels and the form of the answer."""
+
+    def target(self, case: Case, frame: BoxFrame) -> str:
+        """The gold response. Raises DataError, naming the row, when the case lacks what the task needs."""
+
+    def read(self, text: str, case: Case, frame: BoxFrame) -> Reading:
+        """Never raises on a response: what is wrong with it becomes `Reading.flaws`."""
+
+    def check(self, case: Case) -> None:
+        """Raises DataError, naming the row, when the case cannot be trained or scored by this task."""
+
+
+class Encoder(Protocol):
+    """An `nn.Module` for one modality. `num_tokens` placeholders in the prompt receive its projected features."""
+
+    modality: str
+    placeholder: str  # "<|ecg_pad|>"
+    width: int  # D of the features
+    num_tokens: int
+
+    def load(self, path: Path) -> np.ndarray:
+        """File -> array. Raises MediaError without `where`: the caller adds the row's id."""
+
+    def prepare(self, array: np.ndarray) -> torch.Tensor:
+        """Array as loaded or given in memory -> float32 tensor of a fixed shape."""
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, ...] prepared -> features [B, N, D] and a bool mask [B, N], True where a feature is real."""
+
+
+class Domain(Protocol):
+    """A clinical domain of the papers, or a user's own."""
+
+    name: str
+    title: str
+    modalities: tuple[str, ...]
+    datasets: Mapping[str, tuple[str, ...]]  # data set -> label space
+    phrasings: tuple[str, ...]
+
+
+class Dataset(Protocol):
+    """Map-style: `dataset[i]` is a Case. `domains[i]` is known without building the case."""
+
+    domains: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Case: ...
+
+
+class Reward(Protocol):
+    """Batch-wise and deterministic: one verdict per rollout, in order. Values lie in [low, high]."""
+
+    low: float
+    high: float
+
+    def score(
+        self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]
+    ) -> Sequence[Verdict]: ...
+
+
+class Advantage(Protocol):
+    """Rewards of one step over all ranks -> advantages. State, if any, is checkpointed."""
+
+    needs: Needs
+
+    def estimate(self, table: RewardTable) -> Advantages: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Actor(Protocol):
+    """What an objective may use while it collects: the running policy behind prompts, rollouts, tasks and rewards."""
+
+    def prompts(self, cases: Sequence[Case]) -> list[Prompt]: ...
+
+    def gold(self, case: Case, prompt: Prompt) -> Rollout: ...
+
+    def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]: ...
+
+    def judge(self, groups: Sequence[Group]) -> list[Group]: ...
+
+
+class Objective(Protocol):
+    """What a stage collects and minimises. epochs: passes over a step's groups; minibatch: groups per update, 0: all."""
+
+    needs: Needs
+    epochs: int
+    minibatch: int
+
+    def collect(self, cases: Sequence[Case], actor: Actor) -> list[Group]: ...
+
+    def loss(self, tokens: TokenTable) -> Loss: ...
+
+
+class PolicyHandle(Protocol):
+    """What a rollout engine may see of the policy."""
+
+    device: torch.device
+    stop_token_ids: frozenset[int]
+    banned_token_ids: torch.Tensor  # never sampled and never in the softmax: media tokens, ids beyond the tokenizer
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Any: ...
+
+
+class Rollouts(Protocol):
+    """A sampling engine. `start` receives the policy once; `sync` is called after each update."""
+
+    def start(self, policy: PolicyHandle) -> None: ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """`sampling.n` rollouts for each prompt. seeds: one per prompt; a response does not depend on its batch."""
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Backbone(Protocol):
+    """Adapter of one transformers vision-language architecture (class-level; see `qoqmed.policy.qwen2_5_vl`)."""
+
+    model_type: str
+    block_names: tuple[str, ...]  # decoder layers, the FSDP groups
+
+    def encode(self, case: Case, text: str, geometry: Sequence[Geometry]) -> Prompt: ...
+
+    def hidden(self, pack: Pack) -> torch.Tensor: ...
+
+
+class Metric(Protocol):
+    """A torchmetrics `Metric`: `compute` gives {"overall": {...}, "domains": {...}, "datasets": {...}} of floats."""
+
+    def update(self, predictions: Sequence[Prediction]) -> None: ...
+
+    def compute(self) -> dict[str, Any]: ...
+
+    def reset(self) -> None: ...
