@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qoqmed.advantages.table import Advantages, RewardTable
     from qoqmed.geometry import Geometry
     from qoqmed.losses import Loss, TokenTable
-    from qoqmed.packing import Pack, Prompt
+    from qoqmed.packing import Prompt
 
 GROUPS: Mapping[str, str] = {
     "backbones": "a vision-language model class, its positions, packs, boxes and processor",
@@ -152,15 +152,25 @@ class Objective(Protocol):
 
 
 class PolicyHandle(Protocol):
-    """What a rollout engine may see of the policy."""
+    """What a rollout engine may see of the policy. `prefill`, `decoder`, `decode` and `logits` serve the engine `torch`."""
 
-    device: torch.device
     stop_token_ids: frozenset[int]
-    banned_token_ids: torch.Tensor  # never sampled and never in the softmax: media tokens, ids beyond the tokenizer
+    banned_token_ids: frozenset[int]  # never sampled, never in the softmax: media tokens, ids beyond the tokenizer
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Token ids -> text, without the stop token."""
 
-    def prefill(self, prompts: Sequence[Prompt]) -> Any: ...
+    def prefill(self, prompts: Sequence[Prompt]) -> Any:
+        """Run the prompts once. The result has `hidden` [P, D] of their last tokens and `starts` [P], the next positions."""
+
+    def decoder(self, prefix: Any, n: int, capacity: int) -> Any:
+        """The cache for n responses a prompt of up to `capacity` tokens; `keep(prompts, rows, n)` shrinks it."""
+
+    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        """One token of each response, [R] and [R] -> hidden [R, D]."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, D] -> float32 [R, V], banned ids at -inf."""
 
 
 class Rollouts(Protocol):
@@ -177,14 +187,32 @@ class Rollouts(Protocol):
 
 
 class Backbone(Protocol):
-    """Adapter of one transformers vision-language architecture (class-level; see `qoqmed.policy.qwen2_5_vl`)."""
+    """Adapter of one transformers vision-language architecture: a thin view of a model (see `qoqmed.policy.qwen2_5_vl`)."""
 
     model_type: str
+    model_class: Any  # transformers' class
     block_names: tuple[str, ...]  # decoder layers, the FSDP groups
+    image_tokens: tuple[str, str, str]  # start, placeholder, end
+    media_tokens: tuple[str, ...]
+    attention: Mapping[str, str]
+    language_model: torch.nn.Module
+    vision: torch.nn.Module
+    head: torch.nn.Linear
+    hidden_size: int
 
-    def encode(self, case: Case, text: str, geometry: Sequence[Geometry]) -> Prompt: ...
+    def geometry(self, width: int, height: int, min_pixels: int, max_pixels: int) -> Geometry: ...
 
-    def hidden(self, pack: Pack) -> torch.Tensor: ...
+    def frame(self, geometries: Sequence[Geometry | None]) -> BoxFrame: ...
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor: ...
+
+    def image_features(self, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor: ...
+
+    def positions(
+        self, token_ids: torch.Tensor, is_image: torch.Tensor, grids: torch.Tensor | None
+    ) -> torch.Tensor: ...
+
+    def hidden(self, embeds: torch.Tensor, positions: torch.Tensor, segments: Any) -> torch.Tensor: ...
 
 
 class Metric(Protocol):

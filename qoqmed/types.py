@@ -214,3 +214,42 @@ class Needs:
             self.rollouts or other.rollouts,
             max(self.group, other.group),
         )
+
+
+@dataclass(frozen=True)
+class DomainStep:
+    """One domain in one step: questions, mean reward, temperature T_g, clusters k, share of |advantage|."""
+
+    n: int
+    mean_reward: float
+    temperature: float | None = None
+    clusters: int | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step of the loop tells loggers and callbacks. `step` counts from 1 within the stage's `steps`."""
+
+    stage: str
+    step: int
+    steps: int
+    global_step: int
+    metrics: Mapping[str, float]
+    domains: Mapping[str, DomainStep]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one pass over a split. `when`: "start", "step N", or the stage that has just ended.
+
+    greedy, sampled: results of the first metric, {"overall": .., "domains": .., "datasets": ..}, or None if not asked for.
+    """
+
+    split: str
+    when: str
+    global_step: int
+    cases: int
+    greedy: Mapping[str, Any] | None
+    sampled: Mapping[str, Any] | None
+    seconds: float

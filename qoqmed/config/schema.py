@@ -4,11 +4,14 @@
 A `Node` is a plugin by name with flat keyword arguments; its group is in the metadata of the field that holds it.
 """
 
+# ruff: noqa: RUF009  (`option` is dataclasses.field with rules)
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+TRAINABLE = ("encoders", "projectors", "language_model", "vision")  # parts of the policy; `encoders.ecg` is one encoder
 
 
 def option(default: Any, **rules: Any) -> Any:
@@ -64,6 +67,10 @@ class RewardConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
 
+    @property
+    def node(self) -> Node:
+        return Node(self.name, self.arguments, self.where)
+
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -77,6 +84,10 @@ class RolloutConfig:
     max_new_tokens: int = option(1024, low=1)
     prompts: int = option(32, low=1)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def node(self) -> Node:
+        return Node(self.name, self.arguments, "rollout")
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class EvaluationConfig:
     """every: steps between passes over `data.valid` (0: at the ends of stages only). best: metric that picks `best`."""
 
     every: int = option(0, low=0)
-    metrics: tuple[Node, ...] = option((Node("clinical"),), group="metrics")
+    metrics: tuple[Node, ...] = option((Node("clinical", where="evaluation.metrics.0"),), group="metrics")
     best: str = "overall/f1"
     patience: int = option(0, low=0)  # passes without a better `best`; 0: never stop early
     greedy: bool = True
@@ -136,7 +147,7 @@ class StageConfig:
     name: str
     objective: Node = field(metadata={"group": "objectives"})
     data: StageData = option(StageData())
-    train: tuple[str, ...] = ("encoders", "projectors", "language_model", "vision")
+    train: tuple[str, ...] = TRAINABLE
     advantage: Node | None = option(None, group="advantages")
     optimizer: OptimizerConfig = option(OptimizerConfig())
     epochs: float = option(1.0, above=0.0)
@@ -157,6 +168,6 @@ class Recipe:
     rollout: RolloutConfig = option(RolloutConfig())
     trainer: TrainerConfig = option(TrainerConfig())
     evaluation: EvaluationConfig = option(EvaluationConfig())
-    loggers: tuple[Node, ...] = option((Node("csv"),), group="loggers")
+    loggers: tuple[Node, ...] = option((Node("csv", where="loggers.0"),), group="loggers")
     callbacks: tuple[Node, ...] = option((), group="callbacks")
     traces: str = option("ids", choices=("ids", "text", "full"))

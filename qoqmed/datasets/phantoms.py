@@ -6,7 +6,8 @@ in the clinic: a dark mottled lesion is a melanoma on the skin and a malignancy 
 
 Two choices make these phantoms learnable by a policy of a million parameters in minutes:
 - a lesion fills one cell of 28 px, which is one merged vision token (2 x 2 patches of 14 px);
-- a gain field, red along x and blue along y, marks where in the image a patch lies.
+- a coloured light, red from the right and blue from below, marks where in the image a patch lies. It multiplies, so a
+  lesion carries the mark of its place in its own colour.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ CELL_PX = 28
 SLICES = 6
 ROWS = ("upper", "middle", "lower")
 COLUMNS = ("left", "central", "right")
-GAIN = 0.5  # the gain field runs over -GAIN/2 .. GAIN/2 of full intensity
-CONTRAST = (0.25, 0.45)  # a lesion against its background, in full intensities
+LIGHT = 1.0  # red and blue are multiplied by 1 - LIGHT/2 .. 1 + LIGHT/2 across the image
+CONTRAST = (0.18, 0.30)  # a lesion against its background, in full intensities
 NOISE = 0.06  # standard deviation of the pixel noise, in full intensities
 BLOCK_PX = 7  # a mottled lesion is made of blocks of this side
 
@@ -46,7 +47,7 @@ class Domain:
 
     name: str
     share: float  # of all cases; with heartbeat.SHARE the nine domains sum to 1
-    tint: tuple[float, float, float]  # red, green, blue
+    tint: tuple[float, float, float]  # red, green, blue; added to the background
     level: float  # background intensity, 0..1
     scene: str  # a name in SCENES: the anatomy behind the lesion
     findings: tuple[Finding, ...]
@@ -71,44 +72,44 @@ class Phantom:
 
 
 DOMAINS: tuple[Domain, ...] = (
-    Domain("chest_xray", 0.36, (1.0, 1.0, 1.0), 0.45, "lungs", (
+    Domain("chest_xray", 0.36, (0.0, 0.0, 0.0), 0.42, "lungs", (
         Finding("nodule", 0.32, "bright", "round"),
         Finding("effusion", 0.22, "bright", "solid"),
         Finding("cavity", 0.16, "bright", "ringed"),
         Finding("pneumothorax", 0.15, "dark", "solid"),
         Finding("edema", 0.15, "bright", "striped"),
     )),
-    Domain("ct", 0.16, (0.95, 0.95, 1.0), 0.42, "trunk", (
+    Domain("ct", 0.16, (-0.03, -0.03, 0.04), 0.41, "trunk", (
         Finding("stone", 0.38, "bright", "round"),
         Finding("cyst", 0.34, "dark", "round"),
         Finding("carcinoma", 0.28, "bright", "mottled"),
     ), slices=SLICES),
-    Domain("mri", 0.12, (0.8, 0.9, 1.0), 0.40, "skull", (
+    Domain("mri", 0.12, (-0.06, 0.0, 0.06), 0.40, "skull", (
         Finding("meningioma", 0.38, "bright", "solid"),
         Finding("glioma", 0.34, "bright", "ringed"),
         Finding("infarct", 0.28, "dark", "solid"),
     ), slices=SLICES),
-    Domain("pathology", 0.10, (1.0, 0.7, 0.9), 0.55, "tissue", (
+    Domain("pathology", 0.10, (0.06, -0.12, 0.06), 0.44, "tissue", (
         Finding("tumor", 0.38, "dark", "mottled"),
         Finding("stroma", 0.34, "dark", "striped"),
         Finding("necrosis", 0.28, "bright", "solid"),
     )),
-    Domain("dermoscopy", 0.08, (1.0, 0.75, 0.6), 0.55, "skin", (
+    Domain("dermoscopy", 0.08, (0.10, 0.0, -0.08), 0.43, "skin", (
         Finding("nevus", 0.40, "dark", "round"),
         Finding("melanoma", 0.34, "dark", "mottled"),
         Finding("keratosis", 0.26, "dark", "ringed"),
     )),
-    Domain("fundus", 0.06, (1.0, 0.6, 0.35), 0.50, "retina", (
+    Domain("fundus", 0.06, (0.12, -0.04, -0.12), 0.42, "retina", (
         Finding("drusen", 0.38, "bright", "round"),
         Finding("hemorrhage", 0.34, "dark", "solid"),
         Finding("exudate", 0.28, "bright", "mottled"),
     )),
-    Domain("mammography", 0.03, (0.9, 1.0, 0.9), 0.45, "breast", (
+    Domain("mammography", 0.03, (-0.04, 0.06, -0.04), 0.41, "breast", (
         Finding("mass", 0.38, "bright", "solid"),
         Finding("calcification", 0.34, "bright", "mottled"),
         Finding("distortion", 0.28, "bright", "striped"),
     )),
-    Domain("ultrasound", 0.03, (0.75, 0.85, 0.95), 0.48, "fan", (
+    Domain("ultrasound", 0.03, (-0.08, -0.02, 0.08), 0.40, "fan", (
         Finding("cyst", 0.38, "dark", "round"),
         Finding("fibroadenoma", 0.34, "dark", "solid"),
         Finding("malignancy", 0.28, "dark", "mottled"),
@@ -208,11 +209,12 @@ def find(name: str) -> Domain:
 
 
 def _expose(scene: Floats, tint: tuple[float, float, float], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Intensities [S, S] to a picture [S, S, 3]: tint, noise, gain field, eight bits."""
+    """Intensities [S, S] to a picture [S, S, 3]: tint, coloured light, noise, eight bits."""
     step = np.arange(SIDE_PX) / (SIDE_PX - 1) - 0.5
-    picture = scene[..., None] * np.array(tint) + NOISE * rng.standard_normal((SIDE_PX, SIDE_PX, 3), dtype=np.float32)
-    picture[..., 0] += GAIN * step[None, :]
-    picture[..., 2] += GAIN * step[:, None]
+    picture = scene[..., None] + np.array(tint)
+    picture[..., 0] *= 1 + LIGHT * step[None, :]
+    picture[..., 2] *= 1 + LIGHT * step[:, None]
+    picture += NOISE * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.asarray(picture.clip(0, 1) * 255, dtype=np.uint8)
 
 

@@ -1,0 +1,209 @@
+"""From a recipe to its parts: each made from the registry, the policy with exactly what the parts need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qoqmed import config, registry
+from qoqmed.actor import Actor
+from qoqmed.boxes import AbsoluteFrame
+from qoqmed.config.schema import Node, Recipe, StageConfig
+from qoqmed.contracts import Advantage, Dataset, Objective, Task
+from qoqmed.datasets.phantoms import SIDE_PX
+from qoqmed.datasets.sampler import Sampler
+from qoqmed.datasets.synthetic import SHARES, Synthetic
+from qoqmed.errors import Problem, RecipeError
+from qoqmed.geometry import fit
+from qoqmed.module import ClinicalPolicyModule
+from qoqmed.parallel import count_devices, make_fabric
+from qoqmed.policy.handle import LivePolicy
+from qoqmed.policy.loading import Loaded, load_path, load_tiny
+from qoqmed.policy.prompting import Prompter
+from qoqmed.run import restore_policy
+from qoqmed.types import Needs, Sampling
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's own parts."""
+
+    config: StageConfig
+    objective: Objective
+    advantage: Advantage | None
+    datasets: tuple[Dataset, ...]
+    sampler: Sampler
+    prompts: int  # cases per step, over all ranks
+    steps: int
+
+    @property
+    def needs(self) -> Needs:
+        return self.objective.needs | (self.advantage.needs if self.advantage else Needs())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of."""
+
+    recipe: Recipe
+    fabric: Fabric
+    module: ClinicalPolicyModule
+    loaded: Loaded
+    actor: Actor
+    stages: tuple[Stage, ...]
+    valid: tuple[Dataset, ...]
+    test: tuple[Dataset, ...]
+
+    @property
+    def sampling(self) -> Sampling:
+        rollout = self.recipe.rollout
+        return Sampling(rollout.n, rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens)
+
+
+def build(recipe: Recipe) -> Parts:
+    """Make every part. Raises UserError for what only shows when parts are made (bad data rows, unfit checkpoints)."""
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)
+    trainer = recipe.trainer
+    devices = count_devices(trainer.devices, trainer.accelerator)
+    fabric = make_fabric(trainer.accelerator, devices, trainer.num_nodes, trainer.strategy, trainer.precision)
+    fabric.launch()
+    stages = tuple(_stage(recipe, index) for index in range(len(recipe.stages)))
+    actor, loaded = build_actor(recipe)
+    module = ClinicalPolicyModule(loaded.policy, trainer.precision)
+    if any(stage.needs.reference for stage in stages):
+        module.freeze_reference()
+    fabric.setup_module(module)
+    module.train()
+    return Parts(
+        recipe,
+        fabric,
+        module,
+        loaded,
+        actor,
+        stages,
+        valid=tuple(dataset for dataset, _ in _datasets(recipe, recipe.data.valid)),
+        test=tuple(dataset for dataset, _ in _datasets(recipe, recipe.data.test)),
+    )
+
+
+def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
+    """The policy with its prompts, engine, tasks and rewards: what training, evaluation and prediction share."""
+    root = Path(recipe.data.root)
+    questions = {info.name: _question(info.name) for info in registry.available("domains")}
+    names = [info.name for info in registry.available("tasks")]
+    tasks = {name: registry.make("tasks", Node(name), questions=questions) for name in names}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 2)
+        encoders = {name: registry.make("encoders", node) for name, node in recipe.encoders.items()}
+    loaded = _load(recipe, encoders, tasks)
+    data = recipe.data
+    prompter = Prompter(
+        loaded.policy.backbone,
+        loaded.tokenizer,
+        loaded.image_processor,
+        encoders,
+        tasks,
+        root=root,
+        count=data.frames,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        modalities=None if data.modalities == "all" else tuple(data.modalities),
+    )
+    handle = LivePolicy(loaded.policy, loaded.tokenizer)
+    engine = registry.make("rollouts", Node(recipe.rollout.name, recipe.rollout.arguments, "rollout"))
+    engine.start(handle)
+    rewards = {
+        key: registry.make("rewards", Node(reward.name, reward.arguments, reward.where or f"rewards.{key}"))
+        for key, reward in recipe.rewards.items()
+    }
+    weights = {key: reward.weight for key, reward in recipe.rewards.items()}
+    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers), loaded
+
+
+def _question(domain: str) -> str:
+    """The domain's first phrasing, for cases that bring no question."""
+    plugin = registry.load("domains", domain)
+    return str((plugin() if callable(plugin) else plugin).phrasings[0])
+
+
+def _load(recipe: Recipe, encoders: dict[str, Any], tasks: dict[str, Task]) -> Loaded:
+    model = recipe.model
+    if model.lora is not None:
+        mend = "leave model.lora at null: LoRA is not in this version"
+        raise RecipeError(Problem("LoRA is not available yet", where="model.lora", got=str(model.lora), mend=mend))
+    if model.path is None:
+        return load_tiny(
+            tiny_texts(tasks),
+            encoders,
+            seed=recipe.seed,
+            options=model.options,
+            logprob_chunk=recipe.trainer.logprob_chunk,
+        )
+    return load_path(
+        Path(model.path),
+        encoders,
+        seed=recipe.seed,
+        dtype=model.dtype,
+        backbone=model.backbone,
+        gradient_checkpointing=model.gradient_checkpointing,
+        logprob_chunk=recipe.trainer.logprob_chunk,
+    )
+
+
+def tiny_texts(tasks: dict[str, Task], cases: int = 450) -> Iterator[str]:
+    """What the tiny tokenizer is trained on: questions and gold answers of the synthetic data, always the same ones."""
+    frame = AbsoluteFrame([fit(SIDE_PX, SIDE_PX, patch=14, merge=2, min_pixels=784, max_pixels=SIDE_PX**2)])
+    for task in ("diagnosis", "grounding"):
+        domains = [name for name in SHARES if task == "diagnosis" or name != "ecg"]
+        dataset = Synthetic(size=cases, seed=0, task=task, balanced=True, domains=domains)
+        for index in range(len(dataset)):
+            case = dataset[index]
+            yield tasks[task].prompt(case)
+            yield tasks[task].target(case, frame)
+
+
+def _stage(recipe: Recipe, index: int) -> Stage:
+    stage = recipe.stages[index]
+    objective: Objective = registry.make("objectives", stage.objective)
+    advantage: Advantage | None = registry.make("advantages", stage.advantage) if stage.advantage else None
+    pairs = list(_datasets(recipe, recipe.data.train if stage.data.train is None else stage.data.train))
+    if not pairs:
+        where = f"stages.{index}.data.train"
+        raise RecipeError(Problem("the stage has no training data", where=where, mend="name data sets in data.train"))
+    datasets, weights = [dataset for dataset, _ in pairs], [weight for _, weight in pairs]
+    sampler = Sampler(datasets, weights, seed=recipe.seed + index, domains=stage.data.domains)
+    prompts = stage.prompts or recipe.rollout.prompts
+    steps = steps_of(sampler, prompts, stage.epochs)
+    return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))
+
+
+def steps_of(sampler: Sampler, prompts: int, epochs: float) -> int:
+    """Steps of `prompts` cases in so many epochs; the last step of each whole epoch may be short."""
+    whole = sum(sampler.steps_per_epoch(prompts, epoch) for epoch in range(int(epochs)))
+    rest = (epochs - int(epochs)) * sampler.size(int(epochs))
+    return whole + -(-round(rest) // prompts)
+
+
+def _datasets(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[Dataset, float]]:
+    for node in nodes:
+        arguments = dict(node.arguments)
+        weight = float(arguments.pop("weight", 1.0))
+        yield registry.make("datasets", replace(node, arguments=arguments), root=recipe.data.root), weight
+
+
+def load(target: str, overrides: Sequence[str] = ()) -> Parts:
+    """A run folder or a recipe as parts ready to evaluate or to use from Python; a run has its best weights."""
+    folder = Path(target)
+    is_run = (folder / "recipe.yaml").exists()
+    parts = build(config.load(folder / "recipe.yaml" if is_run else folder, overrides))
+    if is_run:
+        restore_policy(folder, parts.module.policy)
+    return parts

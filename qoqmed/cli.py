@@ -1,0 +1,207 @@
+"""The command line. Every command is a few lines: it calls the program and shows what that returns.
+
+Exit codes: 0 done, 1 the work failed (with its traceback), 2 wrong input (one message, a traceback with --debug only),
+130 interrupted. Floor 4 is imported inside the commands, so that help, `plugins` and shallow checks load no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+import qoqmed
+from qoqmed import config, registry
+from qoqmed.contracts import GROUPS
+from qoqmed.errors import UserError
+
+app = typer.Typer(
+    name="qoqmed",
+    help="Reinforcement-learning post-training for clinical vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="Check a recipe, or show it whole.")
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as stages.0.optimizer.lr=1e-5.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+Deep = Annotated[bool, typer.Option("--deep", help="Import the plugins that it names and bind their arguments.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. `--debug` counts wherever it stands."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app(args=[word for word in words if word != "--debug"], prog_name="qoqmed")
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        count = len(error.problems)
+        title = "error: " if count == 1 else f"{count} errors:\n"
+        _say(f"{title}{error}")
+        raise SystemExit(2) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"qoqmed {qoqmed.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of wrong input too.")] = False,
+) -> None:
+    """The options of every command; `main` itself reads --debug, wherever it stands."""
+
+
+@app.command()
+def fit(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN|auto", help="Continue a run; auto: the recipe's latest.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and build everything, train nothing.")] = False,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Run this stage only.")] = None,
+    from_run: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Start the stage from this run's weights.")
+    ] = None,
+) -> None:
+    """Train a policy by a recipe."""
+    from qoqmed.fit import fit as run
+
+    try:
+        run(recipe, overrides=overrides or (), resume=resume, dry_run=dry_run, stage=stage, from_run=from_run)
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "interrupted")
+        raise typer.Exit(130) from None
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL|RECIPE", help="What to evaluate.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Generate on a split, then compute the metrics."""
+    from qoqmed.evaluate import evaluate as run
+    from qoqmed.report.tables import metrics_table
+
+    result = run(target, overrides=overrides or ())
+    _show(result if as_json else metrics_table(result))
+
+
+@app.command()
+def metrics(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.jsonl", help="One prediction a line.")],
+    metric: Annotated[str, typer.Option(metavar="NAME", help="A plugin of qoqmed.metrics.")] = "clinical",
+    as_json: Json = False,
+) -> None:
+    """Compute the metrics of saved predictions, offline."""
+    from qoqmed.evaluate import metrics as run
+    from qoqmed.report.tables import metrics_table
+
+    result = run(predictions, metric=metric)
+    _show(result if as_json else metrics_table(result))
+
+
+@app.command()
+def advantage(
+    rewards: Annotated[Path, typer.Argument(metavar="REWARDS.jsonl", help="One rollout a line.")],
+    estimator: Annotated[str, typer.Option(metavar="NAME", help="A plugin of qoqmed.advantages.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="The estimator's, as max_clusters=3.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay an estimator on saved rewards and explain it."""
+    from qoqmed.evaluate import estimate
+    from qoqmed.report.tables import advantage_table
+
+    result = estimate(rewards, estimator, dict(config.parse(text) for text in arguments or ()))
+    _show(result if as_json else advantage_table(result))
+
+
+@app.command()
+def plugins(
+    group: Annotated[str | None, typer.Argument(metavar="GROUP", help=f"One of {', '.join(GROUPS)}.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One plugin: imports and describes it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the installed plugins, or describe one."""
+    from qoqmed.report.plugins import description_json, description_view, plugins_table
+
+    if group is not None and name is not None:
+        description = registry.describe(group, name)
+        _show(description_json(description) if as_json else description_view(description))
+        return
+    found = [info for one in ([group] if group else GROUPS) for info in registry.available(one)]
+    _show([asdict(info) for info in found] if as_json else plugins_table(found))
+    for problem in registry.unreadable():
+        _say(f"warning: {problem}")
+
+
+@recipe_app.command("check")
+def check_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep = False) -> None:
+    """Report every problem of a recipe at once. Shallow: imports no plugin and no torch."""
+    loaded = config.load(recipe, overrides or (), deep=deep)
+    depth = "its plugins were imported and their arguments bound" if deep else "shallow: --deep binds the plugins too"
+    print(f"{recipe}: no problem in {loaded.name} with {len(loaded.stages)} stages ({depth})")
+
+
+@recipe_app.command("show")
+def show_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep = False) -> None:
+    """Print a recipe whole: defaults filled in, `extends` and interpolation resolved, secrets blotted out."""
+    print(config.to_yaml(config.load(recipe, overrides or (), deep=deep, files=False)), end="")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tell which parts of the environment work, and how to mend the others. Exits with 1 if a needed part is broken."""
+    from qoqmed.doctor import examine
+    from qoqmed.report.plugins import findings_table
+
+    findings = examine()
+    _show([asdict(finding) for finding in findings] if as_json else findings_table(findings))
+    if any(finding.needed and finding.status == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(result: RenderableType | dict[str, Any] | list[Any]) -> None:
+    """A table, or plain content as JSON."""
+    if isinstance(result, (dict, list)):
+        print(json.dumps(_finite(result), indent=2, allow_nan=False))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(result)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, style="red", markup=False, highlight=False)

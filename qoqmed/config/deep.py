@@ -1,0 +1,109 @@
+"""The deep check: imports the plugins that a recipe names, binds their arguments, asks the stages what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from qoqmed.config.schema import Node, Recipe, StageConfig
+from qoqmed.errors import PluginError, Problem, UserError
+from qoqmed.registry import bind, make
+from qoqmed.types import Needs
+
+# What the build offers to the constructors of a group, besides the recipe's own arguments.
+PROVIDED: Mapping[str, Sequence[str]] = {
+    "datasets": ("root",),
+    "callbacks": ("monitor", "patience"),
+    "loggers": ("root_dir",),
+}
+# Keys of the recipe that stand beside a plugin's arguments.
+BESIDE: Mapping[str, Sequence[str]] = {
+    "datasets": ("weight",),
+    "rewards": ("weight",),
+    "rollouts": ("n", "temperature", "top_p", "top_k", "max_new_tokens", "prompts"),
+}
+
+
+def check_plugins(recipe: Recipe, named: Sequence[tuple[str, Node]]) -> list[Problem]:
+    """Problems of the plugins `named` (group and node), then of the stages whose objective and advantage are sound."""
+    problems: list[Problem] = []
+    sound: set[str] = set()
+    for group, node in named:
+        found = _bind(group, node)
+        problems += found
+        sound |= set() if found else {node.where}
+    for index, stage in enumerate(recipe.stages):
+        if stage.objective.where in sound:
+            problems += _stage(recipe, stage, f"stages.{index}", sound)
+    return problems
+
+
+def process_count(recipe: Recipe) -> int:
+    """Devices times nodes; 1 where the devices are counted at run time only."""
+    devices = recipe.trainer.devices
+    return max(devices, 1) * recipe.trainer.num_nodes if isinstance(devices, int) else 1
+
+
+def prompts_per_step(recipe: Recipe, stage: StageConfig) -> int:
+    return recipe.rollout.prompts if stage.prompts is None else stage.prompts
+
+
+def minibatch(recipe: Recipe, stage: StageConfig, size: object) -> Iterator[Problem]:
+    """A minibatch (groups per update over all processes, 0 for all of a step) that does not divide."""
+    prompts, ranks = prompts_per_step(recipe, stage), process_count(recipe)
+    if not isinstance(size, int) or size <= 0 or (prompts % size == 0 and size % ranks == 0):
+        return
+    expected = f"a divisor of the {prompts} prompts of a step"
+    expected += f" and a multiple of the {ranks} processes" if ranks > 1 else ""
+    good = [str(n) for n in range(1, prompts + 1) if prompts % n == 0 and n % ranks == 0]
+    mend = f"{', '.join(good[-6:])} would do, or 0 for one update a step" if good else ""
+    yield Problem("batch sizes do not divide", f"{stage.objective.where}.minibatch", str(size), expected, mend)
+
+
+def _bind(group: str, node: Node) -> list[Problem]:
+    beside = BESIDE.get(group, ())
+    own = {key: value for key, value in node.arguments.items() if key not in beside}
+    try:
+        return bind(group, node.name, own, PROVIDED.get(group, ()), node.where, beside)
+    except PluginError as error:
+        return list(error.problems)
+
+
+def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> Iterator[Problem]:
+    objective = yield from _made("objectives", stage.objective)
+    if objective is None:
+        return
+    if "minibatch" not in stage.objective.arguments:
+        yield from minibatch(recipe, stage, getattr(objective, "minibatch", None))
+    needs = objective.needs
+    if stage.advantage is not None and stage.advantage.where in sound:
+        advantage = yield from _made("advantages", stage.advantage)
+        needs = needs if advantage is None else needs | advantage.needs
+    if not needs.rollouts:
+        return
+    name = stage.objective.name
+    if stage.advantage is None:
+        yield Problem(f"the objective {name!r} needs an estimator of advantages", f"{where}.advantage", "null")
+    if not recipe.rewards:
+        what = f"the objective {name!r} of {where} samples responses, and no reward judges them"
+        yield Problem(what, "rewards", "{}", "one reward at least", "for example rewards: {accuracy: {weight: 1.0}}")
+    n, temperature = recipe.rollout.n, recipe.rollout.temperature
+    if n < needs.group:
+        what = f"{where} compares the responses of a group"
+        yield Problem(what, "rollout.n", str(n), f"at least {needs.group} responses a prompt")
+    elif needs.group > 1 and temperature == 0:
+        what = f"greedy sampling gives equal responses, and {where} compares them"
+        yield Problem(what, "rollout.temperature", str(temperature), "above 0")
+
+
+def _made(group: str, node: Node) -> Generator[Problem, None, Any]:
+    """The part, constructed, as the generator's value; None after a problem."""
+    try:
+        part: Any = make(group, node)
+    except UserError as error:
+        yield from error.problems
+        return None
+    if not isinstance(getattr(part, "needs", None), Needs):
+        yield Problem(f"the plugin {node.name!r} does not keep its contract", node.where, "no `needs`", "a types.Needs")
+        return None
+    return part

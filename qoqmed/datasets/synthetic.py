@@ -1,0 +1,76 @@
+"""The embedded default: drawn clinical cases of nine domains, as many as asked for, with nothing on disk.
+
+Case `index` depends on (seed, index) alone, so a longer set begins with the shorter one, and another seed is a set that
+shares no case. Pictures, volumes and ECGs lie in memory; nothing is drawn before its case is asked for. The text of the
+target says truly what is seen; the question is left to the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qoqmed.arguments import check, one_of, within
+from qoqmed.datasets import heartbeat, phantoms
+from qoqmed.types import Box, Case, Mask, Medium, Target
+
+DATASET = "synthetic"
+SHARES: Mapping[str, float] = {
+    **{domain.name: domain.share for domain in phantoms.DOMAINS},
+    heartbeat.DOMAIN: heartbeat.SHARE,
+}
+
+
+class Synthetic:
+    """domains: all nine where none are named. balanced: as many of each, in turn; otherwise skewed as `SHARES` are."""
+
+    def __init__(
+        self,
+        size: int,
+        seed: int = 0,
+        domains: Sequence[str] | None = None,
+        balanced: bool = False,
+        task: str = "diagnosis",
+    ) -> None:
+        names = list(SHARES) if domains is None else list(domains)
+        check(within("size", size, low=1), within("seed", seed, low=0), within("domains", len(names), low=1))
+        check(*(one_of("domain", name, list(SHARES)) for name in names))
+        self._seed, self._task = seed, task
+        self.domains = _domains(size, seed, names, balanced)
+        self.fingerprint = f"synthetic {seed} {'balanced' if balanced else 'skewed'} {' '.join(names)}"
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    def __getitem__(self, index: int) -> Case:
+        position = range(len(self))[index]
+        domain = self.domains[position]
+        case_id = f"synthetic-{self._seed}-{position}"
+        rng = np.random.default_rng((self._seed, position))
+        if domain == heartbeat.DOMAIN:
+            return _electrocardiogram(case_id, heartbeat.record(rng), self._task)
+        return _picture(case_id, phantoms.draw(domain, rng), self._task)
+
+
+def _domains(size: int, seed: int, names: Sequence[str], balanced: bool) -> list[str]:
+    if balanced:
+        return [names[index % len(names)] for index in range(size)]
+    edges = np.cumsum([SHARES[name] for name in names])
+    points = np.random.default_rng((seed, 0, 1)).random(size)  # a stream that no case has
+    return [names[index] for index in np.searchsorted(edges / edges[-1], points, side="right")]
+
+
+def _picture(case_id: str, drawn: phantoms.Phantom, task: str) -> Case:
+    height, width = drawn.mask.shape
+    x1, y1, x2, y2 = drawn.box
+    box = Box(x1 / width, y1 / height, x2 / width, y2 / height, drawn.label)
+    target = Target(labels=(drawn.label,), text=drawn.look, boxes=(box,), mask=Mask(array=drawn.mask))
+    medium = Medium("volume" if drawn.image.ndim == 4 else "image", array=drawn.image)
+    return Case(case_id, drawn.domain, DATASET, task, "", (medium,), drawn.label_space, target)
+
+
+def _electrocardiogram(case_id: str, drawn: heartbeat.Heartbeat, task: str) -> Case:
+    medium = Medium("ecg", array=drawn.signal_mv)
+    target = Target(labels=(drawn.label,), text=drawn.look)
+    return Case(case_id, heartbeat.DOMAIN, DATASET, task, "", (medium,), drawn.label_space, target)

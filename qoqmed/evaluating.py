@@ -1,0 +1,102 @@
+"""Generate on a split, read, judge, count: what evaluation in the loop and `qoqmed eval` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qoqmed import registry
+from qoqmed.actor import Actor
+from qoqmed.config.schema import EvaluationConfig
+from qoqmed.contracts import Dataset
+from qoqmed.metrics.predictions import prediction_of
+from qoqmed.parallel import gather
+from qoqmed.types import Evaluation, Group, Prediction, Sampling
+
+
+def evaluate_split(
+    actor: Actor,
+    datasets: Sequence[Dataset],
+    config: EvaluationConfig,
+    sampling: Sampling,
+    *,
+    split: str,
+    when: str,
+    global_step: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Evaluation, list[Prediction]]:
+    """One pass, greedy and (where asked for) at temperature 1. The predictions are the greedy ones, of all ranks."""
+    started = time.perf_counter()
+    places = [(dataset, index) for dataset in datasets for index in range(len(dataset))][: config.limit]
+    longest = config.max_new_tokens or sampling.max_new_tokens
+    results: dict[str, dict[str, Any] | None] = {"greedy": None, "sampled": None}
+    kept: list[Prediction] = []
+    count = 0
+    for kind, wanted, temperature in (("greedy", config.greedy, 0.0), ("sampled", config.sampled, 1.0)):
+        if not wanted:
+            continue
+        how = Sampling(1, temperature, max_new_tokens=longest)
+        groups = list(generate(actor, places[rank::world], how, config.batch, seed, split))
+        everyone = [group for part in gather([_light(group) for group in groups]) for group in part]
+        predictions = [prediction_of(group.case, group.readings[0]) for group in everyone if group.case.target.labels]
+        results[kind] = summarise(config, everyone, predictions)
+        kept = kept or predictions
+        count = len(everyone)
+    seconds = time.perf_counter() - started
+    return Evaluation(split, when, global_step, count, results["greedy"], results["sampled"], seconds), kept
+
+
+def generate(
+    actor: Actor, places: Sequence[tuple[Dataset, int]], sampling: Sampling, batch: int, seed: int, split: str
+) -> Iterator[Group]:
+    """One judged rollout a case, in order, `batch` cases at a time."""
+    for start in range(0, len(places), batch):
+        admitted = actor.admit(places[start : start + batch])
+        step = actor.at(admitted, sampling, seed, "evaluation", split)
+        rollouts = step.generate(admitted.cases, admitted.prompts)
+        yield from step.judge(
+            [
+                Group(case, prompt, tuple(own))
+                for case, prompt, own in zip(admitted.cases, admitted.prompts, rollouts, strict=True)
+            ]
+        )
+
+
+def summarise(config: EvaluationConfig, groups: Sequence[Group], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The metrics' results in one mapping, and the mean of every reward, overall and per domain."""
+    out: dict[str, Any] = {"overall": {}, "domains": {}, "datasets": {}}
+    for node in config.metrics:
+        metric = registry.make("metrics", node)
+        metric.update(predictions)
+        result = metric.compute()
+        out["overall"] |= result["overall"]
+        for level in ("domains", "datasets"):
+            for name, values in result[level].items():
+                out[level].setdefault(name, {}).update(values)
+    out["overall"] |= _rewards(groups)
+    for domain in dict.fromkeys(group.case.domain for group in groups):
+        mine = [group for group in groups if group.case.domain == domain]
+        out["domains"].setdefault(domain, {}).update(_rewards(mine))
+    return out
+
+
+def _rewards(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the cases where a reward is applicable: `reward` (combined) and `rewards/<name>`."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        if group.rewards[0] is not None:
+            values.setdefault("reward", []).append(group.rewards[0])
+        for name, verdict in group.verdicts[0].items():
+            if verdict.value is not None:
+                values.setdefault(f"rewards/{name}", []).append(verdict.value)
+    return {name: sum(items) / len(items) for name, items in values.items()}
+
+
+def _light(group: Group) -> Group:
+    """Without prompt tensors and media, fit to be sent between ranks."""
+    case = replace(group.case, media=(), target=replace(group.case.target, mask=None))
+    return replace(group, case=case, prompt=None)  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""`fit`: a recipe (and perhaps an earlier run) -> a finished run. The loop itself is in `qoqmed.loop`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qoqmed import checkpoint
+from qoqmed.build import Parts, build
+from qoqmed.config import load
+from qoqmed.config.schema import Recipe
+from qoqmed.errors import Problem, UserError, near
+from qoqmed.loop import Loop, Result
+from qoqmed.parallel import count_devices, relaunch, under_launcher
+from qoqmed.run import RunFolder, latest_run, restore_policy, same_recipe
+
+
+def fit(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    dry_run: bool = False,
+    stage: str | None = None,
+    from_run: str | None = None,
+) -> Result:
+    """Train by a recipe; the same as `qoqmed fit`. Raises UserError for wrong input, KeyboardInterrupt when interrupted
+    (a checkpoint is saved; the message says how to resume).
+
+    resume: a run folder, or "auto" for the newest one of this recipe. stage, from_run: only this stage, from that run's
+    weights.
+    """
+    loaded = only_stage(load(recipe, overrides, deep=True), stage)
+    devices = count_devices(loaded.trainer.devices, loaded.trainer.accelerator)
+    if devices > 1 and not under_launcher():
+        relaunch(arguments(recipe, overrides, resume, dry_run, stage, from_run), devices)
+    out = Path(loaded.trainer.out.format(name=loaded.name))
+    found = find_run(out, loaded.name, resume)
+    if found is not None:
+        same_recipe(load(found / "recipe.yaml", files=False), loaded)
+    parts = build(loaded)
+    if dry_run:
+        return Result(out, False, (), 0)
+    loop = Loop(parts, open_run(parts, out, found, sys.argv))
+    try:
+        if found is not None:
+            newest = checkpoint.latest(found / "checkpoints")
+            if newest is not None:
+                loop.resume(newest)
+        elif from_run is not None:
+            restore_policy(Path(from_run), parts.module.policy)
+        result = loop.fit()
+    except Exception as error:  # boundary: callbacks hear of any failure, which then goes on
+        loop.call("on_exception", exception=error)
+        raise
+    finally:
+        parts.actor.engine.close()
+        loop.run.release()
+    if not result.finished:
+        raise KeyboardInterrupt(f"interrupted: saved at step {result.global_step}; go on with --resume {result.folder}")
+    return result
+
+
+def only_stage(recipe: Recipe, stage: str | None) -> Recipe:
+    """The recipe with one of its stages; all of them for None."""
+    if stage is None:
+        return recipe
+    names = [config.name for config in recipe.stages]
+    if stage not in names:
+        expected = f"one of {', '.join(names)}"
+        raise UserError(Problem(f"the recipe has no stage {stage!r}", "--stage", stage, expected, near(stage, names)))
+    return replace(recipe, stages=tuple(config for config in recipe.stages if config.name == stage))
+
+
+def find_run(out: Path, name: str, resume: str | None) -> Path | None:
+    """The folder to resume in; None starts a new run ("auto" without an earlier run does, too)."""
+    if resume is None:
+        return None
+    return latest_run(out, name) if resume == "auto" else Path(resume)
+
+
+def open_run(parts: Parts, out: Path, found: Path | None, command: Sequence[str]) -> RunFolder:
+    """Rank 0 creates or opens the folder; the others are told its path."""
+    run = None
+    if parts.fabric.is_global_zero:
+        run = RunFolder.create(out, parts.recipe, command) if found is None else RunFolder.open(found, command)
+    path = parts.fabric.broadcast(None if run is None else str(run.path))
+    return run or RunFolder(Path(path))
+
+
+def arguments(
+    recipe: str | Path,
+    overrides: Sequence[str],
+    resume: str | None,
+    dry_run: bool,
+    stage: str | None,
+    from_run: str | None,
+) -> list[str]:
+    """The command line that says the same."""
+    options = [("--resume", resume), ("--stage", stage), ("--from", from_run)]
+    given = [word for name, value in options if value is not None for word in (name, value)]
+    return ["fit", str(recipe), *overrides, *given, *(["--dry-run"] if dry_run else [])]

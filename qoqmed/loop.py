@@ -1,0 +1,309 @@
+"""The one loop of every objective. Read `Loop.step` downwards: it is the life of one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qoqmed import checkpoint, registry
+from qoqmed.build import Parts, Stage
+from qoqmed.callbacks.traces import Traces
+from qoqmed.config.schema import Node
+from qoqmed.estimating import Estimate, estimate
+from qoqmed.evaluating import evaluate_split
+from qoqmed.interrupts import Interrupts
+from qoqmed.metrics.predictions import write_predictions
+from qoqmed.parallel import gather
+from qoqmed.run import RunFolder
+from qoqmed.saving import Saver, TrainingState, training_state
+from qoqmed.statistics import domain_steps, facts, kl_of, metrics
+from qoqmed.types import Evaluation, Group, StepReport
+from qoqmed.updating import Updater, build_optimizer, learning_rate, score
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `fit` gives back. finished: False when it was interrupted (resume with `--resume`)."""
+
+    folder: Path
+    finished: bool
+    evaluations: tuple[Evaluation, ...]
+    global_step: int
+
+
+class Loop:
+    """One run. Callbacks see it as their `trainer`."""
+
+    def __init__(self, parts: Parts, run: RunFolder) -> None:
+        self.parts, self.run, self.recipe = parts, run, parts.recipe
+        self.fabric, self.module, self.actor = parts.fabric, parts.module, parts.actor
+        self.is_global_zero = parts.fabric.is_global_zero
+        self.saver = Saver(run, parts.fabric, parts.module, parts.recipe.trainer.keep)
+        self.state = TrainingState()
+        self.resumed: checkpoint.Loaded | None = None
+        self.should_stop = False
+        self.advantages: Sequence[Sequence[float]] = ()
+        self.seconds: dict[str, float] = {}
+        self.loggers = self._loggers() if self.is_global_zero else []
+        self.callbacks = self._callbacks()
+
+    @property
+    def global_step(self) -> int:
+        return self.state.global_step
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return self.state.evaluations
+
+    def fit(self) -> Result:
+        """All stages, from where the state stands. Ctrl-C ends the step, saves, and returns an unfinished result."""
+        with Interrupts() as self.interrupts:
+            self.call("on_fit_start")
+            if not self.state.evaluations:
+                self.evaluate("start")
+            while self.state.stage < len(self.parts.stages) and not self.interrupted():
+                self.run_stage(self.parts.stages[self.state.stage])
+            finished = self.state.stage == len(self.parts.stages)
+            if finished:
+                self.call("on_fit_end")
+        for logger in self.loggers:
+            logger.finalize("success" if finished else "interrupted")
+        return Result(self.run.path, finished, tuple(self.evaluations), self.global_step)
+
+    def run_stage(self, stage: Stage) -> None:
+        """One stage: its trained parts, reference and optimizer; then its steps."""
+        self.stage, self.steps, self.should_stop = stage.config, stage.steps, False
+        self.start_stage(stage)
+        self.call("on_train_start")
+        while self.state.step < stage.steps and not self.should_stop:
+            self.step(stage)
+            if self.interrupted():
+                return self.save(stage)
+            if self.state.step < stage.steps:
+                better = self.due(self.recipe.evaluation.every) and self.evaluate(
+                    f"step {self.global_step}", ("valid",)
+                )
+                if better or self.due(self.recipe.trainer.checkpoint_every):
+                    self.save(stage, best=better)
+        better = self.evaluate(stage.config.name)
+        self.call("on_train_end")
+        self.state.stage, self.state.step = self.state.stage + 1, 0
+        return self.save(stage, best=better)
+
+    def due(self, every: int) -> bool:
+        """Whether something that comes every so many steps of a stage comes now; 0 is never."""
+        return every > 0 and self.state.step % every == 0
+
+    def step(self, stage: Stage) -> None:
+        """The life of one batch."""
+        objective, rollout = stage.objective, self.recipe.rollout
+        self.seconds = {}
+        lr = learning_rate(stage.config.optimizer, self.state.step, stage.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+        with self.phase("data"):
+            orders, admitted = self.draw(stage)
+        with self.phase("collect"):
+            sampling = self.parts.sampling
+            actor = self.actor.at(admitted, sampling, self.recipe.seed, stage.config.name, self.state.step)
+            self.module.eval()
+            groups = objective.collect(admitted.cases, actor)
+            self.module.train()
+        with self.phase("score"):
+            temperature = rollout.temperature if stage.needs.rollouts else 1.0
+            old = self.needs_old(stage, len(groups))
+            budget = self.recipe.trainer.tokens_per_pack
+            scored = score(self.module, groups, budget, temperature, old=old, reference=stage.needs.reference)
+        with self.phase("advantage"):
+            estimated = self.estimate(stage, groups, orders, kl_of(groups, scored))
+            self.advantages = estimated.advantages if estimated else ()
+        with self.phase("update"):
+            update = self.updater(stage, temperature)
+            updated = update(groups, scored, estimated.advantages if estimated else None)
+        with self.phase("sync"):
+            self.actor.engine.sync(self.module.weights())
+
+        self.state.step += 1
+        self.state.global_step += 1
+        everyone = facts(groups)
+        numbers = metrics(everyone, updated, estimated, lr, self.seconds) | {"skipped_cases": float(self.state.skipped)}
+        domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
+        self.report(
+            stage,
+            groups,
+            StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains),
+        )
+
+    def draw(self, stage: Stage) -> tuple[list[int], Any]:
+        """The step's cases; this rank's are every world-th. orders: their places in the step."""
+        drawn = stage.sampler.draw(stage.prompts)
+        mine = list(enumerate(drawn))[self.fabric.global_rank :: self.fabric.world_size]
+        admitted = self.actor.admit([(stage.datasets[source], index) for _, (source, index) in mine])
+        for error in admitted.refused:
+            self.run.skip(error)
+        self.state.skipped += sum(gather(len(admitted.refused)))
+        return [order for order, _ in mine][: len(admitted.cases)], admitted
+
+    def needs_old(self, stage: Stage, groups: int) -> bool:
+        """Whether the ratio moves within a step, or sampling was not from the whole distribution."""
+        several = stage.objective.epochs > 1 or 0 < stage.objective.minibatch < stage.prompts
+        rollout = self.recipe.rollout
+        return stage.needs.rollouts and (several or rollout.top_p < 1.0 or rollout.top_k > 0)
+
+    def estimate(self, stage: Stage, groups: Sequence[Group], orders: Sequence[int], kl: Any) -> Estimate | None:
+        if stage.advantage is None:
+            return None
+        estimated = estimate(stage.advantage, groups, orders, kl)
+        for warning in estimated.all_ranks.warnings:
+            self.run.warn(f"step {self.global_step + 1}: {warning}")
+        return estimated
+
+    def updater(self, stage: Stage, temperature: float) -> Updater:
+        trainer = self.recipe.trainer
+        return Updater(
+            self.fabric,
+            self.module,
+            self.optimizer,
+            stage.objective,
+            trainer.tokens_per_pack,
+            temperature,
+            self.recipe.rollout.max_new_tokens,
+            trainer.max_grad_norm,
+        )
+
+    def report(self, stage: Stage, groups: Sequence[Group], step: StepReport) -> None:
+        rows = dict(step.metrics)
+        for domain, stats in step.domains.items():
+            rows |= {f"domains/{domain}/{name}": value for name, value in asdict(stats).items() if value is not None}
+        for logger in self.loggers:
+            logger.log_metrics(rows, self.global_step)
+        self.call("on_train_batch_end", outputs=step, batch=tuple(groups), batch_idx=step.step - 1)
+
+    def evaluate(self, when: str, splits: Sequence[str] = ("valid", "test")) -> bool:
+        """Metrics of each split that the recipe has; whether `evaluation.best` on `valid` is the best so far."""
+        self.module.eval()
+        better = False
+        for split in splits:
+            datasets = getattr(self.parts, split)
+            if not datasets:
+                continue
+            self.run.beat(f"evaluate {split}", self.global_step)
+            result, predictions = evaluate_split(
+                self.actor,
+                datasets,
+                self.recipe.evaluation,
+                self.parts.sampling,
+                split=split,
+                when=when,
+                global_step=self.global_step,
+                seed=self.recipe.seed,
+                rank=self.fabric.global_rank,
+                world=self.fabric.world_size,
+            )
+            self.state.evaluations.append(result)
+            if self.is_global_zero:
+                self.run.record(result)
+                write_predictions(self.run.path / f"predictions-{split}.jsonl", predictions)
+            for logger in self.loggers:
+                kinds = {"greedy": result.greedy, "sampled": result.sampled}
+                rows = {f"{split}/{kind}/{k}": v for kind, r in kinds.items() if r for k, v in r["overall"].items()}
+                logger.log_metrics(rows, self.global_step)
+            self.call("on_validation_end")
+            better |= split == "valid" and self.improved(result)
+        self.module.train()
+        return better
+
+    def improved(self, evaluation: Evaluation) -> bool:
+        """Whether `evaluation.best` is the best so far; remembers it."""
+        value = measured(evaluation, self.recipe.evaluation.best)
+        if value is None or (self.state.best is not None and value <= self.state.best):
+            return False
+        self.state.best = value
+        return True
+
+    def start_stage(self, stage: Stage) -> None:
+        """Choose what trains, freeze the reference (or take the stage's saved one), build the optimizer."""
+        self.module.choose(stage.config.train)
+        if stage.needs.reference:
+            if self.state.step == 0:
+                self.module.freeze_reference()
+                self.run.save_reference(self.module, stage.config.name, self.is_global_zero)
+            else:
+                self.run.load_reference(self.module, stage.config.name)
+        self.optimizer = self.fabric.setup_optimizers(build_optimizer(self.module, stage.config.optimizer))
+        if self.resumed is not None and self.state.step:
+            saved = self.resumed.state
+            stage.sampler.load_state_dict(saved["sampler"])
+            if stage.advantage:
+                stage.advantage.load_state_dict(saved["advantage"])
+            moments = self.resumed.tensors["optimizer"]
+            checkpoint.load_optimizer(
+                self.optimizer, self.module.policy.named_parameters(), moments, saved["optimizer"]
+            )
+        self.resumed = None
+
+    def resume(self, path: Path) -> None:
+        """Stand where the checkpoint was made."""
+        loaded = checkpoint.load(path)
+        checkpoint.restore(self.module.policy.state_dict().items(), loaded.tensors["policy"])
+        self.state = training_state(loaded.state["training"])
+        for callback in self.callbacks:
+            callback.load_state_dict(loaded.state["callbacks"].get(type(callback).__name__, {}))
+        streams = checkpoint.load_random(path, self.saver.ranks)
+        if streams is not None:
+            checkpoint.set_random_state(streams)
+        self.resumed = loaded
+        self.run.rewrite_evaluations(self.evaluations)
+        self.run.log(f"resumed from {path.name}")
+        for logger in self.loggers:
+            if hasattr(logger, "rewind"):
+                logger.rewind(self.global_step)
+
+    def save(self, stage: Stage, best: bool = False) -> None:
+        """A checkpoint of everything that the next step depends on."""
+        self.run.beat("checkpoint", self.global_step)
+        self.saver.save(self.state, stage, self.optimizer, self.callbacks, best)
+
+    def interrupted(self) -> bool:
+        return any(gather(self.interrupts.asked))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times one phase of a step and names it in the heartbeat."""
+        self.run.beat(name, self.global_step)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def call(self, hook: str, **arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(trainer=self, pl_module=self.module, **arguments)
+
+    def _loggers(self) -> list[Any]:
+        nodes = self.recipe.loggers
+        return [registry.make("loggers", node, root_dir=str(self.run.path)) for node in nodes]
+
+    def _callbacks(self) -> list[Any]:
+        nodes = list(self.recipe.callbacks)
+        if all(node.name != "progress" for node in nodes):
+            nodes.append(Node("progress"))
+        if self.recipe.evaluation.patience:
+            nodes.append(Node("early_stopping"))
+        config = self.recipe.evaluation
+        made = [registry.make("callbacks", node, monitor=config.best, patience=config.patience) for node in nodes]
+        return [*made, Traces(self.recipe.traces, self.parts.loaded.tokenizer.decode)]
+
+
+def measured(evaluation: Evaluation, name: str) -> float | None:
+    """A metric by its path, "overall/f1" or "ecg/f1"; None where the evaluation does not have it."""
+    results = evaluation.greedy or evaluation.sampled or {}
+    section, _, key = name.rpartition("/")
+    values = results.get("overall", {}) if section == "overall" else results.get("domains", {}).get(section, {})
+    return values.get(key)
+
+

@@ -1,0 +1,116 @@
+"""Losses over the response tokens of one micro-batch: clipped surrogate, KL estimators, aggregation, exact statistics.
+
+Everything is a sum over tokens divided by a total of the whole minibatch, so that the results of its micro-batches,
+on every rank, add up to the value (and the gradient) of the minibatch at once. A strategy that averages gradients over
+ranks must therefore multiply the loss by the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AGGREGATES = ("sequence", "token", "dr_grpo")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The N response tokens of a micro-batch, flat, and the totals of the minibatch that it is a part of.
+
+    log_probs [N] float, nats, with gradient. entropies [N] float, nats, with gradient where the objective weighs them.
+    old_log_probs [N]: of the policy that the ratio is taken to; None: the current one (ratio 1, first update).
+    reference_log_probs [N]: of the frozen start policy. advantages [N]: each response's, repeated over its tokens.
+    response [N] long: the token's response, 0..n-1 within this table. lengths [n] long: tokens of each response.
+    sequences_total, tokens_total: trainable responses and their tokens in the minibatch, all micro-batches and ranks.
+    max_length: tokens, the constant of "dr_grpo" (the recipe's max_new_tokens).
+    """
+
+    log_probs: Tensor
+    response: Tensor
+    lengths: Tensor
+    sequences_total: float
+    tokens_total: float
+    max_length: int
+    entropies: Tensor | None = None
+    old_log_probs: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """value: scalar with gradient, this table's share of the minibatch's loss.
+
+    sums: name -> (sum, count), detached float64 scalars: add both over micro-batches and ranks, then divide.
+    """
+
+    value: Tensor
+    sums: Mapping[str, tuple[Tensor, Tensor]]
+
+    def means(self) -> dict[str, float]:
+        """sum / count of each statistic, of this table alone; left out where the count is 0."""
+        return {name: float(total / count) for name, (total, count) in self.sums.items() if count > 0}
+
+
+def clipped_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) of each token, ratio = exp(log_probs - old). All [N].
+
+    Returns the loss and two bool indicators of clipping that acts: low (A < 0) and high (A > 0).
+    """
+    ratio = torch.exp(log_probs - old_log_probs)
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    return loss, (ratio < 1 - clip_low) & (advantages < 0), (ratio > 1 + clip_high) & (advantages > 0)
+
+
+def kl(estimator: str, log_probs: Tensor, reference: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) of each token sampled from the policy, nats, [N] -> [N]; differentiable.
+
+    k1 = log p - log ref (unbiased; as a loss its expected gradient is 0); k2 = k1^2 / 2 (as a loss: the gradient of the
+    reverse KL); k3 = exp(-k1) + k1 - 1 (unbiased and never negative). Schulman 2020, "Approximating KL divergence".
+    """
+    log_ratio = log_probs - reference
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio.square()
+    if estimator == "k3":
+        return torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(f"unknown KL estimator {estimator!r}: expected one of {', '.join(KL_ESTIMATORS)}")
+
+
+def aggregate(values: Tensor, table: TokenTable, how: str) -> Tensor:
+    """Values of tokens [N] -> this table's share of the minibatch's value, a scalar.
+
+    "sequence": mean over each response's tokens, then over responses (GRPO). "token": mean over all tokens (DAPO).
+    "dr_grpo": sum over tokens / (responses * max_length), so that length does not weigh (Dr. GRPO, Liu et al. 2025).
+    """
+    if how == "sequence":
+        return (values / table.lengths[table.response]).sum() / table.sequences_total
+    if how == "token":
+        return values.sum() / table.tokens_total
+    if how == "dr_grpo":
+        return values.sum() / (table.sequences_total * table.max_length)
+    raise ValueError(f"unknown aggregate {how!r}: expected one of {', '.join(AGGREGATES)}")
+
+
+def token_mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum, count) of a mean over tokens: an entry of `Loss.sums`. values: [N], float or bool."""
+    return values.detach().double().sum(), torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
+
+
+def whole(value: Tensor, table: TokenTable) -> tuple[Tensor, Tensor]:
+    """(sum, count) that add up to an aggregated value over the minibatch's tables: an entry of `Loss.sums`."""
+    count = torch.tensor(float(len(table.lengths)), dtype=torch.float64, device=value.device)
+    return value.detach().double() * table.sequences_total, count
+
+
+def sequence_kl_k3(old_log_probs: Tensor, reference: Tensor, response: Tensor, count: int) -> Tensor:
+    """Sum over each response's tokens of k3(pi_old || pi_ref), nats: [N], [N], response [N] long -> [count] float64."""
+    per_token = kl("k3", old_log_probs.detach().double(), reference.detach().double())
+    return per_token.new_zeros(count).index_add_(0, response, per_token)

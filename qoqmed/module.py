@@ -1,0 +1,151 @@
+"""The LightningModule that hosts the trained policy and the frozen reference, and what one pack costs and teaches.
+
+`lightning.Trainer.fit` is not supported: rollouts, rewards and advantages come between batches (see docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qoqmed.contracts import Objective
+from qoqmed.losses import Loss, TokenTable
+from qoqmed.media.torchvision_ops import repair
+from qoqmed.packing import Pack
+from qoqmed.parallel import full
+from qoqmed.policy.policy import ClinicalPolicy, TokenScores
+
+repair()  # before lightning is imported: a torchvision built for another torch breaks that import
+
+from lightning.pytorch import LightningModule  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Scores:
+    """No-grad log-probs of one pack's response tokens, [N] float32 each, or None where nothing needs them."""
+
+    old: Tensor | None
+    reference: Tensor | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Trainable responses and their tokens in a whole minibatch, over all micro-batches and ranks."""
+
+    sequences: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What one micro-batch gives: its loss, its detached log-probs [N] and (for statistics) its entropies."""
+
+    loss: Loss
+    log_probs: Tensor
+    entropies: Tensor | None
+
+
+class ClinicalPolicyModule(LightningModule):
+    """temperature: of sampling and training alike; max_length: tokens, the constant of Dr. GRPO."""
+
+    def __init__(self, policy: ClinicalPolicy, precision: str = "fp32") -> None:
+        super().__init__()
+        self.policy = policy
+        self.reference: ClinicalPolicy | None = None
+        self.precision = precision
+
+    def train(self, mode: bool = True) -> ClinicalPolicyModule:
+        """Training mode for the policy; the reference stays in evaluation mode."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def freeze_reference(self) -> None:
+        """Keep the policy as it is now as the reference."""
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
+
+    def drop_reference(self) -> None:
+        self.reference = None
+
+    def forward(
+        self, pack: Pack, temperature: float = 1.0, entropy: bool = False, entropy_grad: bool = False
+    ) -> TokenScores:
+        """Log-probs and entropies of the pack's response tokens (see `ClinicalPolicy.forward`)."""
+        with self._autocast():
+            scores: TokenScores = self.policy(pack, temperature, entropy, entropy_grad)
+        return scores
+
+    @torch.no_grad()
+    def score(self, packs: Sequence[Pack], temperature: float, *, old: bool, reference: bool) -> list[Scores]:
+        """Only the log-probs that are needed: of the policy as it is (`old`), of the reference."""
+        out = []
+        for pack in packs:
+            mine = self(pack, temperature).log_probs if old else None
+            theirs = None
+            if reference:
+                assert self.reference is not None
+                with self._autocast():
+                    theirs = self.reference(pack, temperature).log_probs
+            out.append(Scores(mine, theirs))
+        return out
+
+    def training_step(  # type: ignore[override]
+        self,
+        pack: Pack,
+        scores: Scores,
+        advantages: Tensor | None,
+        objective: Objective,
+        totals: Totals,
+        temperature: float,
+        max_length: int,
+    ) -> Micro:
+        """One micro-batch. advantages: [n] float32, one per response of the pack, or None."""
+        entropy_grad = getattr(objective, "entropy_weight", 0.0) != 0
+        out = self(pack, temperature, entropy=advantages is not None, entropy_grad=entropy_grad)
+        device = out.log_probs.device
+        response, keep = pack.response.to(device), pack.trainable.to(device)
+        chosen = keep[response]  # [N]
+        renumbered = (keep.long().cumsum(0) - 1)[response][chosen]
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[chosen]
+
+        table = TokenTable(
+            log_probs=out.log_probs[chosen],
+            response=renumbered,
+            lengths=pack.lengths.to(device)[keep],
+            sequences_total=totals.sequences,
+            tokens_total=totals.tokens,
+            max_length=max_length,
+            entropies=pick(out.entropies),
+            old_log_probs=pick(scores.old),
+            reference_log_probs=pick(scores.reference),
+            advantages=None if advantages is None else advantages.to(device)[response][chosen],
+        )
+        entropies = None if out.entropies is None else out.entropies.detach()
+        return Micro(objective.loss(table), out.log_probs.detach(), entropies)
+
+    def choose(self, parts: Sequence[str]) -> None:
+        """Only the named parts train; the rest is frozen and holds no optimizer state."""
+        self.policy.requires_grad_(False)
+        for part in parts:
+            for parameter in self.policy.part(part):
+                parameter.requires_grad_(True)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters that train, by name."""
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, full tensor) of the policy, one at a time; a collective where it is sharded."""
+        for name, parameter in self.policy.named_parameters():
+            yield name, full(parameter.detach())
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.policy.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")

@@ -1,0 +1,110 @@
+"""Fabric and FSDP2: how many processes there are, how the policy is sharded, what ranks tell each other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from qoqmed.media.torchvision_ops import repair
+
+repair()  # before lightning is imported: a torchvision built for another torch breaks that import
+
+from lightning.fabric import Fabric  # noqa: E402
+from lightning.fabric.strategies import ModelParallelStrategy  # noqa: E402
+
+Item = TypeVar("Item")
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Pure data parallelism over all ranks; policy and reference are two FSDP roots."""
+
+    def __init__(self, precision: str) -> None:
+        dtype = torch.bfloat16 if precision == "bf16" else None
+        self._mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+        super().__init__(self._shard, tensor_parallel_size=1)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes  # "auto" would mean the number of nodes
+        super().setup_environment()
+
+    def _shard(self, module: Any, mesh: DeviceMesh) -> Any:
+        for policy in (module.policy, module.reference):
+            if policy is not None:
+                shard(policy, mesh["data_parallel"], self._mixed)
+        return module
+
+
+def shard(policy: Any, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
+    """Decoder layers are groups; encoders, vision tower, embeddings and head lie in the root group."""
+    for block in policy.modules():
+        if type(block).__name__ in policy.backbone.block_names:
+            fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+    policy.set_reduce_scatter_unused_params(True)  # ranks may use different encoders
+    for method in ("prefill", "decode", "logits"):
+        register_fsdp_forward_method(policy, method)
+
+
+def under_launcher() -> bool:
+    """Whether torchrun or SLURM has already started this process as one of its ranks."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"))
+
+
+def relaunch(arguments: Sequence[str], devices: int) -> None:
+    """Replace this process by torchrun with `devices` ranks of `python -m qoqmed ARGUMENTS`."""
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}", "--max_restarts=0"]
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "qoqmed", *arguments])
+
+
+def make_fabric(accelerator: str, devices: int, num_nodes: int, strategy: str, precision: str) -> Fabric:
+    """FSDP2 when asked for or when there is more than one process, else a single device."""
+    world = devices * num_nodes
+    sharded = strategy == "fsdp2" or (strategy == "auto" and world > 1)
+    kind = accelerator if accelerator != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen: Any = FSDP2Strategy(precision) if sharded else "auto"
+    return Fabric(accelerator=kind, devices=devices, num_nodes=num_nodes, strategy=chosen)
+
+
+def count_devices(devices: int | str, accelerator: str) -> int:
+    """Processes per node: the launcher's number wins over the recipe; auto is every GPU, or one process on CPU."""
+    if under_launcher():
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if isinstance(devices, int):
+        return devices
+    return max(1, torch.cuda.device_count()) if accelerator in ("auto", "cuda") else 1
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A sharded tensor whole (a collective); a plain one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(item: Item) -> list[Item]:
+    """`item` of every rank, in rank order; on one process [item]."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [item]
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, item)
+    return out
+
+
+def add_up(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over ranks, by name; a name that a rank lacks counts as 0."""
+    total: dict[str, float] = {}
+    for part in gather(dict(values)):
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

@@ -1,0 +1,108 @@
+"""`model: {name: tiny}`: a Qwen2.5-VL architecture of a few million parameters with its own tokenizer, built from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qoqmed.policy.qwen2_5_vl import Qwen25VL
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *Qwen25VL.media_tokens)
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Sizes of the tiny policy; the defaults make about one million parameters."""
+
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    vision_hidden: int = 64
+    vision_layers: int = 2
+    vocabulary: int = 768  # of the trained tokenizer, special tokens included
+
+
+def tokenizer(texts: Iterable[str], size: TinySize) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on `texts`: any text can be encoded, the ones seen in few tokens. Deterministic."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[token for token in SPECIAL if token not in ("<|im_end|>", "<|endoftext|>")],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def image_processor() -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil()
+
+
+def model(tokenizer: PreTrainedTokenizerFast, size: TinySize, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights from `seed`; the global random state is left as it was."""
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+    head = size.hidden // size.heads
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": size.hidden,
+            "intermediate_size": 3 * size.hidden,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads // 2,
+            "vocab_size": _round_up(len(tokenizer), 64),
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [head // 2 - 2 * (3 * head // 16), 3 * head // 16, 3 * head // 16],
+            },
+            "bos_token_id": ids["<|im_start|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": 2 * size.vision_hidden,
+            "num_heads": 2,
+            "out_hidden_size": size.hidden,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [size.vision_layers - 1],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=dict(Qwen25VL.attention))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,49 @@
+"""QoQ-Med's semantic alignment reward (section 3.4): the best intersection over union of one predicted box.
+
+Against the whole mask S: max_j area(b_j and S) / area(b_j or S). Where a case has boxes and no mask: against the
+target boxes one by one, the best pair (a deviation: the paper has masks only). Boxes on other media do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qoqmed.boxes import best_mask_iou, iou
+from qoqmed.errors import DataError, Problem
+from qoqmed.types import Box, Case, Mask, Reading, Rollout, Verdict
+
+
+class IoU:
+    """Not applicable without a mask or boxes, and where the mask is all zero. Masks arrive as arrays, loaded."""
+
+    low = 0.0
+    high = 1.0
+
+    def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
+        return [_verdict(case, reading.boxes) for case, reading in zip(cases, readings, strict=True)]
+
+
+def _verdict(case: Case, predicted: Sequence[Box]) -> Verdict:
+    if case.target.mask is not None:
+        return _against_mask(case, case.target.mask, predicted)
+    if not case.target.boxes:
+        return Verdict.not_applicable("the case has neither a mask nor boxes")
+    if not predicted:
+        return Verdict(0.0, reason="no box was predicted")
+    value = max(iou(box, true) for box in predicted for true in case.target.boxes)
+    return Verdict(value, reason=f"best of {len(predicted)} boxes against {len(case.target.boxes)}")
+
+
+def _against_mask(case: Case, mask: Mask, predicted: Sequence[Box]) -> Verdict:
+    if mask.array is None:
+        what, mend = "the mask was not loaded before scoring", "load masks with qoqmed.media.masks.load first"
+        raise DataError(Problem(what, where=case.id, got=str(mask.path), expected="mask.array [H, W]", mend=mend))
+    if mask.array.ndim != 2:
+        got = f"shape {list(mask.array.shape)}"
+        raise DataError(Problem("the mask is not flat", where=case.id, got=got, expected="mask.array [H, W]"))
+    if not mask.array.any():
+        return Verdict.not_applicable("the mask is all zero")
+    boxes = [box for box in predicted if box.medium == mask.medium]
+    if not boxes:
+        return Verdict(0.0, reason="no box was predicted")
+    return Verdict(best_mask_iou(boxes, mask.array), reason=f"best of {len(boxes)} boxes against the mask")

@@ -1,0 +1,73 @@
+"""What a run must remember between two steps, and how it is put into a checkpoint and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qoqmed import checkpoint
+from qoqmed.build import Stage
+from qoqmed.module import ClinicalPolicyModule
+from qoqmed.run import RunFolder
+from qoqmed.types import Evaluation
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass
+class TrainingState:
+    """Where the loop stands: the stage, the steps done in it and in all, what was measured on the way."""
+
+    stage: int = 0
+    step: int = 0
+    global_step: int = 0
+    skipped: int = 0
+    best: float | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes and reads the checkpoints of one run."""
+
+    run: RunFolder
+    fabric: Fabric
+    module: ClinicalPolicyModule
+    keep: int
+
+    @property
+    def ranks(self) -> checkpoint.Ranks:
+        return checkpoint.Ranks(self.fabric.global_rank, self.fabric.world_size, self.fabric.barrier)
+
+    def save(
+        self, state: TrainingState, stage: Stage, optimizer: torch.optim.Optimizer, callbacks: Sequence[Any], best: bool
+    ) -> None:
+        """Everything that the next step depends on; committed whole or not at all."""
+        moments, plain = checkpoint.optimizer_tensors(optimizer, self.module.policy.named_parameters(), self.ranks)
+        content = {
+            "training": asdict(state),
+            "sampler": stage.sampler.state_dict(),
+            "advantage": stage.advantage.state_dict() if stage.advantage else {},
+            "optimizer": plain,
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in callbacks},
+        }
+        path = checkpoint.save(
+            self.run.checkpoints,
+            state.global_step,
+            {"policy": checkpoint.gather(self.module.policy.state_dict().items(), self.ranks), "optimizer": moments},
+            content,
+            random=checkpoint.random_state(),
+            keep=self.keep,
+            ranks=self.ranks,
+        )
+        if best and self.fabric.is_global_zero:
+            checkpoint.mark_best(self.run.checkpoints, path)
+
+
+def training_state(saved: dict[str, Any]) -> TrainingState:
+    """The inverse of `asdict`."""
+    return TrainingState(**{**saved, "evaluations": [Evaluation(**row) for row in saved["evaluations"]]})

@@ -1,0 +1,124 @@
+"""The sampler: how often cases come, and that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qoqmed.datasets.sampler import Sampler
+from qoqmed.errors import DataError, RunError
+
+
+@dataclass
+class Source:
+    domains: list[str]
+    fingerprint: str = ""
+
+    def __len__(self):
+        return len(self.domains)
+
+
+def source(size, domains=("ct", "ecg")):
+    return Source([domains[i % len(domains)] for i in range(size)])
+
+
+def epoch(sampler, count=7):
+    drawn, start = [], sampler.epoch
+    while sampler.epoch == start:
+        drawn += sampler.draw(count)
+    return drawn
+
+
+def test_weights_say_how_often_a_case_comes():
+    sampler = Sampler([source(10), source(6), source(9)], [1.0, 2.0, 0.5], seed=3)
+    first, second = epoch(sampler), epoch(sampler)
+    for drawn in (first, second):
+        times = Counter(drawn)
+        assert all(times[0, i] == 1 for i in range(10)) and all(times[1, i] == 2 for i in range(6))
+    halves = [sorted(i for s, i in drawn if s == 2) for drawn in (first, second)]
+    assert [len(half) for half in halves] == [4, 5] and sorted(halves[0] + halves[1]) == list(range(9))
+    assert first != second
+
+
+def test_a_weight_of_a_tenth_is_exact():
+    sampler = Sampler([source(100)], [0.29])
+    assert [sampler.size(i) for i in range(3)] == [29, 29, 29]
+
+
+def test_the_last_draw_of_an_epoch_is_short():
+    sampler = Sampler([source(10)])
+    assert [len(sampler.draw(4)) for _ in range(6)] == [4, 4, 2, 4, 4, 2]
+    assert sampler.epoch == 2 and sampler.position == 0 and sampler.steps_per_epoch(4) == 3
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    state = np.random.get_state()[1].tolist()
+    orders = [epoch(Sampler([source(50)], seed=seed)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] == epoch(Sampler([source(50)], seed=0), count=3)
+    assert np.random.get_state()[1].tolist() == state
+
+
+def test_domains_are_filtered():
+    sampler = Sampler([source(10), source(4, ("mri",))], domains=["ecg"])
+    assert sorted(epoch(sampler)) == [(0, i) for i in range(1, 10, 2)]
+    assert len(epoch(Sampler([source(10)], domains="ct"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"domains": ["ecgs"]}, "did you mean 'ecg'"),
+        ({"weights": [0.0]}, "no case is left"),
+        ({"weights": [-1.0]}, "out of range"),
+        ({"weights": [float("nan")]}, "out of range"),
+        ({"weights": [1.0, 2.0]}, "2 weights for 1 data sets"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(arguments, said):
+    with pytest.raises(DataError, match=said):
+        Sampler([source(10)], **arguments)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    weight=st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0]),
+    seed=st.integers(0, 2**40),
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    stop=st.integers(0, 11),
+)
+def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts, stop):
+    def fresh():
+        return Sampler([source(size) for size in sizes], [weight, *[1.0] * (len(sizes) - 1)], seed)
+
+    if sizes == [size for size in sizes if size * weight < 1][:1]:
+        return  # an epoch without cases
+    whole = fresh()
+    expected = [whole.draw(count) for count in counts]
+    part = fresh()
+    drawn = [part.draw(count) for count in counts[:stop]]
+    resumed = fresh()
+    resumed.load_state_dict(part.state_dict())
+    assert drawn + [resumed.draw(count) for count in counts[stop:]] == expected
+    assert resumed.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"weights": [2.0]}, "weights"),
+        ({"domains": ["ct"]}, "domains"),
+        ({"datasets": [source(11)]}, "sizes"),
+        ({"datasets": [Source(source(10).domains, "other")]}, "contents"),
+    ],
+)
+def test_a_state_of_other_data_is_refused(changed, said):
+    state = Sampler([source(10)]).state_dict()
+    with pytest.raises(RunError, match=said):
+        Sampler(**{"datasets": [source(10)], **changed}).load_state_dict(state)
