@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from qoqmed.contracts import Advantage, Dataset, Objective, Task
 from qoqmed.datasets.phantoms import SIDE_PX
 from qoqmed.datasets.sampler import Sampler
 from qoqmed.datasets.synthetic import SHARES, Synthetic
-from qoqmed.errors import Problem, RecipeError
+from qoqmed.errors import Problem, RecipeError, UserError
 from qoqmed.geometry import fit
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.parallel import count_devices, make_fabric
@@ -58,8 +58,7 @@ class Parts:
     loaded: Loaded
     actor: Actor
     stages: tuple[Stage, ...]
-    valid: tuple[Dataset, ...]
-    test: tuple[Dataset, ...]
+    splits: Mapping[str, tuple[Dataset, ...]]
 
     @property
     def sampling(self) -> Sampling:
@@ -89,8 +88,7 @@ def build(recipe: Recipe) -> Parts:
         loaded,
         actor,
         stages,
-        valid=tuple(dataset for dataset, _ in _datasets(recipe, recipe.data.valid)),
-        test=tuple(dataset for dataset, _ in _datasets(recipe, recipe.data.test)),
+        splits(recipe),
     )
 
 
@@ -199,11 +197,32 @@ def _datasets(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[Dataset, 
         yield registry.make("datasets", replace(node, arguments=arguments), root=recipe.data.root), weight
 
 
-def load(target: str, overrides: Sequence[str] = ()) -> Parts:
-    """A run folder or a recipe as parts ready to evaluate or to use from Python; a run has its best weights."""
+def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Recipe]:
+    """A policy ready to answer, and the recipe that describes it.
+
+    target: a run folder (its best weights), a folder with a transformers checkpoint, or a recipe (as it is before
+    training). Raises UserError where it is none of them.
+    """
     folder = Path(target)
-    is_run = (folder / "recipe.yaml").exists()
-    parts = build(config.load(folder / "recipe.yaml" if is_run else folder, overrides))
-    if is_run:
-        restore_policy(folder, parts.module.policy)
-    return parts
+    if (folder / "recipe.yaml").is_file():
+        recipe = config.load(folder / "recipe.yaml", overrides)
+        actor, loaded = build_actor(recipe)
+        restore_policy(folder, loaded.policy)
+        return actor, recipe
+    if (folder / "config.json").is_file():
+        bare = {"name": folder.name, "model": {"path": str(folder)}, "stages": [{"name": "none", "objective": "sft"}]}
+        recipe = config.load(bare, overrides)
+    elif folder.is_dir():
+        expected = "a run folder (recipe.yaml), a transformers checkpoint (config.json) or a recipe file"
+        raise UserError(Problem("nothing here can be loaded", where=str(folder), expected=expected))
+    else:
+        recipe = config.load(folder, overrides)
+    return build_actor(recipe)[0], recipe
+
+
+def splits(recipe: Recipe) -> dict[str, tuple[Dataset, ...]]:
+    """The data sets of `valid` and `test`, as far as the recipe has them."""
+    nodes = {"valid": recipe.data.valid, "test": recipe.data.test}
+    return {
+        name: tuple(dataset for dataset, _ in _datasets(recipe, chosen)) for name, chosen in nodes.items() if chosen
+    }

@@ -140,7 +140,10 @@ class Actor(Protocol):
 
 
 class Objective(Protocol):
-    """What a stage collects and minimises. epochs: passes over a step's groups; minibatch: groups per update, 0: all."""
+    """What a stage collects and minimises.
+
+    epochs: passes over a step's groups. minibatch: groups per update over all ranks, 0 for all.
+    """
 
     needs: Needs
     epochs: int
@@ -152,7 +155,7 @@ class Objective(Protocol):
 
 
 class PolicyHandle(Protocol):
-    """What a rollout engine may see of the policy. `prefill`, `decoder`, `decode` and `logits` serve the engine `torch`."""
+    """What a rollout engine may see of the policy; the methods from `prefill` on serve the engine `torch`."""
 
     stop_token_ids: frozenset[int]
     banned_token_ids: frozenset[int]  # never sampled, never in the softmax: media tokens, ids beyond the tokenizer
@@ -161,7 +164,7 @@ class PolicyHandle(Protocol):
         """Token ids -> text, without the stop token."""
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
-        """Run the prompts once. The result has `hidden` [P, D] of their last tokens and `starts` [P], the next positions."""
+        """Run the prompts once -> `hidden` [P, D] of their last tokens, `starts` [P] (the next positions), a cache."""
 
     def decoder(self, prefix: Any, n: int, capacity: int) -> Any:
         """The cache for n responses a prompt of up to `capacity` tokens; `keep(prompts, rows, n)` shrinks it."""
@@ -187,7 +190,7 @@ class Rollouts(Protocol):
 
 
 class Backbone(Protocol):
-    """Adapter of one transformers vision-language architecture: a thin view of a model (see `qoqmed.policy.qwen2_5_vl`)."""
+    """Adapter of one vision-language architecture: a thin view of a transformers model (`qoqmed.policy.qwen2_5_vl`)."""
 
     model_type: str
     model_class: Any  # transformers' class

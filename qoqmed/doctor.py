@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +19,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-_IMPORTS = {"pillow": "PIL"}  # distributions whose module has another name
+_IMPORTS = {"pillow": "PIL", "pyyaml": "yaml"}  # distributions whose module has another name
 _BREAKERS = ("torchaudio", "torchcodec")  # transformers imports these where it finds them
 _EXTRAS = {
     "ecg": "ECG files",
@@ -157,7 +158,9 @@ def _version(distribution: str) -> str:
 
 def _import_error(module: str) -> str:
     try:
-        importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
     except Exception as error:  # boundary: a broken installation fails in its own way
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

@@ -40,7 +40,7 @@ class Estimate:
 def sequence_kl(
     groups: Sequence[Group], old: Mapping[Member, Tensor], reference: Mapping[Member, Tensor]
 ) -> list[list[float]]:
-    """Sum over each response's tokens of k3(pi_old || pi_ref), nats. Where `old` was not recomputed: the behaviour's."""
+    """Sum over each response's tokens of k3(pi_old || pi_ref), nats. `old` not recomputed: the behaviour's."""
     out = []
     for g, group in enumerate(groups):
         row = []

@@ -31,7 +31,7 @@ def evaluate_split(
 ) -> tuple[Evaluation, list[Prediction]]:
     """One pass, greedy and (where asked for) at temperature 1. The predictions are the greedy ones, of all ranks."""
     started = time.perf_counter()
-    places = [(dataset, index) for dataset in datasets for index in range(len(dataset))][: config.limit]
+    places = _spread([(dataset, index) for dataset in datasets for index in range(len(dataset))], config.limit)
     longest = config.max_new_tokens or sampling.max_new_tokens
     results: dict[str, dict[str, Any] | None] = {"greedy": None, "sampled": None}
     kept: list[Prediction] = []
@@ -48,6 +48,13 @@ def evaluate_split(
         count = len(everyone)
     seconds = time.perf_counter() - started
     return Evaluation(split, when, global_step, count, results["greedy"], results["sampled"], seconds), kept
+
+
+def _spread(places: list[tuple[Dataset, int]], limit: int | None) -> list[tuple[Dataset, int]]:
+    """At most `limit` of the cases, evenly spaced, so that a file sorted by domain gives of each."""
+    if limit is None or limit >= len(places):
+        return places
+    return [places[i * len(places) // limit] for i in range(limit)]
 
 
 def generate(

@@ -56,6 +56,7 @@ def fit(
         loop.call("on_exception", exception=error)
         raise
     finally:
+        loop.call("teardown", stage="fit")
         parts.actor.engine.close()
         loop.run.release()
     if not result.finished:
@@ -83,10 +84,15 @@ def find_run(out: Path, name: str, resume: str | None) -> Path | None:
 
 def open_run(parts: Parts, out: Path, found: Path | None, command: Sequence[str]) -> RunFolder:
     """Rank 0 creates or opens the folder; the others are told its path."""
-    run = None
+    run, error = None, None
     if parts.fabric.is_global_zero:
-        run = RunFolder.create(out, parts.recipe, command) if found is None else RunFolder.open(found, command)
-    path = parts.fabric.broadcast(None if run is None else str(run.path))
+        try:
+            run = RunFolder.create(out, parts.recipe, command) if found is None else RunFolder.open(found, command)
+        except UserError as problem:  # told to the other ranks, which would wait for the path for ever
+            error = problem
+    path, error = parts.fabric.broadcast((None if run is None else str(run.path), error))
+    if error is not None:
+        raise error
     return run or RunFolder(Path(path))
 
 

@@ -61,8 +61,7 @@ class _Points:
 
     def nearest(self, centroids: Tensor) -> Tensor:
         """Index [S, U] of the nearest of centroids [S, k, F], from differences: |c|^2 - 2 x.c would lose close rows."""
-        rows = self.rows.expand(len(centroids), -1, -1)
-        return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
+        return torch.cdist(self.rows, centroids, compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
 
     def distances(self, centroids: Tensor, assignment: Tensor) -> Tensor:
         """Squared distance [S, U] of each row to its own centroid."""
@@ -71,7 +70,8 @@ class _Points:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread, in this process, until the block ends."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -84,14 +84,15 @@ def _seeds(points: _Points, k: int, restarts: int, seed: int) -> Tensor:
     """k-means++: [S, k, F], each further seed drawn by weight times squared distance to the nearest seed so far."""
     generator = torch.Generator().manual_seed(seed)
     chosen: list[Tensor] = []
-    nearest = points.rows.new_ones(restarts, len(points.rows))
+    nearest: Tensor | None = None
+    last = points.rows.shape[0] - 1
     for _ in range(k):
-        mass = (nearest * points.weight).cumsum(1)
+        mass = (points.weight.expand(restarts, -1) if nearest is None else nearest * points.weight).cumsum(1)
         draw = torch.rand(restarts, 1, generator=generator, dtype=torch.float64) * mass[:, -1:]
-        index = torch.searchsorted(mass, draw, right=True).clamp_(max=len(points.rows) - 1)
+        index = torch.searchsorted(mass, draw, right=True).clamp_(max=last)
         chosen.append(points.rows[index[:, 0]])
         distance = (points.rows - chosen[-1][:, None]).square().sum(2)  # exactly 0 at the seed itself
-        nearest = distance if len(chosen) == 1 else torch.minimum(nearest, distance)
+        nearest = distance if nearest is None else torch.minimum(nearest, distance)
     return torch.stack(chosen, 1)
 
 
@@ -119,7 +120,7 @@ def _lloyd(points: _Points, seeds: Tensor) -> tuple[Tensor, Tensor]:
         centroids[moving] = means
         assignment[moving] = points.nearest(means)
         moving = moving[(assignment[moving] != current).any(1)]
-        if not len(moving):
+        if moving.numel() == 0:
             break
     return centroids, assignment
 
@@ -134,7 +135,7 @@ def _cluster(points: _Points, seeds: Tensor) -> Clustering:
     return Clustering(centroids[best][order], order.argsort()[assignment[best]][points.inverse], float(inertias[best]))
 
 
-@_one_thread()
+@one_thread()
 def kmeans(vectors: Tensor, k: int, seed: int = 0, restarts: int = 10) -> Clustering:
     """K-means of vectors [N, F]; 1 <= k <= number of distinct vectors."""
     points = _Points.of(vectors)
@@ -143,7 +144,7 @@ def kmeans(vectors: Tensor, k: int, seed: int = 0, restarts: int = 10) -> Cluste
     return _cluster(points, _seeds(points, k, restarts, seed))
 
 
-@_one_thread()
+@one_thread()
 def elbow(vectors: Tensor, max_clusters: int = 10, tolerance: float = 0.10, seed: int = 0, restarts: int = 10) -> Elbow:
     """K-means of vectors [N, F], N >= 1, with k by the elbow (QoQ-Med, App. B.1).
 

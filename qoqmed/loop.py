@@ -18,6 +18,7 @@ from qoqmed.evaluating import evaluate_split
 from qoqmed.interrupts import Interrupts
 from qoqmed.metrics.predictions import write_predictions
 from qoqmed.parallel import gather
+from qoqmed.report.lookup import lookup
 from qoqmed.run import RunFolder
 from qoqmed.saving import Saver, TrainingState, training_state
 from qoqmed.statistics import domain_steps, facts, kl_of, metrics
@@ -189,13 +190,12 @@ class Loop:
         self.module.eval()
         better = False
         for split in splits:
-            datasets = getattr(self.parts, split)
-            if not datasets:
+            if split not in self.parts.splits:
                 continue
             self.run.beat(f"evaluate {split}", self.global_step)
             result, predictions = evaluate_split(
                 self.actor,
-                datasets,
+                self.parts.splits[split],
                 self.recipe.evaluation,
                 self.parts.sampling,
                 split=split,
@@ -220,8 +220,8 @@ class Loop:
 
     def improved(self, evaluation: Evaluation) -> bool:
         """Whether `evaluation.best` is the best so far; remembers it."""
-        value = measured(evaluation, self.recipe.evaluation.best)
-        if value is None or (self.state.best is not None and value <= self.state.best):
+        value = lookup(evaluation, self.recipe.evaluation.best)
+        if self.state.best is not None and value <= self.state.best:
             return False
         self.state.best = value
         return True
@@ -297,13 +297,3 @@ class Loop:
         config = self.recipe.evaluation
         made = [registry.make("callbacks", node, monitor=config.best, patience=config.patience) for node in nodes]
         return [*made, Traces(self.recipe.traces, self.parts.loaded.tokenizer.decode)]
-
-
-def measured(evaluation: Evaluation, name: str) -> float | None:
-    """A metric by its path, "overall/f1" or "ecg/f1"; None where the evaluation does not have it."""
-    results = evaluation.greedy or evaluation.sampled or {}
-    section, _, key = name.rpartition("/")
-    values = results.get("overall", {}) if section == "overall" else results.get("domains", {}).get(section, {})
-    return values.get(key)
-
-

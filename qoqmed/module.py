@@ -1,6 +1,6 @@
 """The LightningModule that hosts the trained policy and the frozen reference, and what one pack costs and teaches.
 
-`lightning.Trainer.fit` is not supported: rollouts, rewards and advantages come between batches (see docs/architecture.md).
+`lightning.Trainer.fit` is not supported: rollouts, rewards and advantages come between batches (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -65,9 +65,15 @@ class ClinicalPolicyModule(LightningModule):
             self.reference.eval()
         return self
 
+    @torch.no_grad()
     def freeze_reference(self) -> None:
-        """Keep the policy as it is now as the reference."""
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
+        """Keep the policy as it is now as the reference. One that is there, sharded or not, takes the new weights."""
+        if self.reference is None:
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
+            return
+        now = self.policy.state_dict()
+        for name, tensor in self.reference.state_dict().items():
+            tensor.copy_(now[name])
 
     def drop_reference(self) -> None:
         self.reference = None
@@ -94,7 +100,7 @@ class ClinicalPolicyModule(LightningModule):
             out.append(Scores(mine, theirs))
         return out
 
-    def training_step(  # type: ignore[override]
+    def training_step(
         self,
         pack: Pack,
         scores: Scores,

@@ -2,15 +2,16 @@
 
     [prompt a][response a1]..[response aG][prompt b][response b1]..
 
-Positions of every response continue from its prompt's end; a response sees its prompt and itself. This is the only place
-where padding, masks and positions are made. Attention runs over `Layout.prompts` and `Layout.responses`: batches of
-index rows, bucketed by length so that little of them is padding.
+Positions of every response continue from its prompt's end; a response sees its prompt and itself. This is the only
+place where padding, masks and positions are made. Attention runs over `Layout.prompts` and `Layout.responses`:
+batches of index rows, bucketed by length so that little of them is padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Prompt:
     token_ids: [P] long, placeholders expanded. positions: [3, P] long (time, row, column). start: the position of a
     response's first token. pixel_values: [N, patch] float32. grids: [I, 3] long, patches in time, row and column.
     image_slots: [n] long, the prompt's indices that receive image features. series: modality -> [S, ...] prepared
-    tensors; series_slots: modality -> [S * tokens] long. geometries: one per medium, None where it is not spatial or left out.
+    tensors; series_slots: modality -> [S * tokens] long. geometries: one per medium, or None (not spatial, left out).
     """
 
     case_id: str
@@ -52,7 +53,7 @@ class Causal:
 
 @dataclass(frozen=True)
 class Suffix:
-    """Responses as a batch: own [B, R] and prompt [B, L] are indices into the row; mask [B, 1, R, L + R], True attends."""
+    """Responses as a batch: own [B, R] and prompt [B, L] index the row; mask [B, 1, R, L + R], True attends."""
 
     own: Tensor
     prompt: Tensor
@@ -61,7 +62,7 @@ class Suffix:
 
 @dataclass(frozen=True)
 class Layout:
-    """The attention of one row. order [S]: where each token of the row stands in the batches' outputs, put end to end."""
+    """The attention of one row. order [S]: where each token stands in the batches' outputs, put end to end."""
 
     prompts: tuple[Causal, ...]
     responses: tuple[Suffix, ...]
@@ -75,7 +76,7 @@ class Pack:
     """One row of S tokens with N response tokens.
 
     token_ids [S], positions [3, S]. targets [N]: the response tokens; sources [N]: the row index whose hidden state
-    predicts each (the first token of a response: the prompt's last). response [N]: which of `members` a token belongs to.
+    predicts each (the first token of a response: the prompt's last). response [N]: the token's place in `members`.
     members: (group, rollout) indices of the responses, by the order given to `pack`. lengths [n]; trainable [n] bool.
     Media fields are those of the prompts, put end to end; slots are indices into the row.
     """
@@ -202,11 +203,12 @@ def lay_out(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layou
         base = _place(order, index, [prompts[g] for g in batch], base)
         causal.append(Causal(index))
     for batch in _buckets([n * (n + prompts[g]) for g, _, n in spans]):
-        groups, own_starts, own_lengths = zip(*(spans[i] for i in batch), strict=True)
-        own = _rows(own_starts, own_lengths)
-        base = _place(order, own, own_lengths, base)
-        before = [prompts[g] for g in groups]
-        suffix.append(Suffix(own, _rows([starts[g] for g in groups], before), _suffix_mask(before, own.shape[1])))
+        chosen = [spans[i] for i in batch]
+        index = _rows([start for _, start, _ in chosen], [n for _, _, n in chosen])
+        base = _place(order, index, [n for _, _, n in chosen], base)
+        before = [prompts[g] for g, _, _ in chosen]
+        prompt = _rows([starts[g] for g, _, _ in chosen], before)
+        suffix.append(Suffix(index, prompt, _suffix_mask(before, index.shape[1])))
     return Layout(tuple(causal), tuple(suffix), order, tuple(starts), tuple(prompts))
 
 
@@ -265,12 +267,14 @@ def _move(item: Pack, device: torch.device) -> Pack:
         ),
         order=item.layout.order.to(device),
     )
-    plain = ("token_ids", "positions", "sources", "targets", "response", "lengths", "trainable")
-    media = ("pixel_values", "grids", "image_slots")
+    names = ("token_ids", "positions", "sources", "targets", "response", "lengths", "trainable")
+    moved: dict[str, Any] = {
+        name: move(getattr(item, name)) for name in (*names, "pixel_values", "grids", "image_slots")
+    }
     return replace(
         item,
         layout=layout,
-        **{name: move(getattr(item, name)) for name in plain + media},
+        **moved,
         series={name: value.to(device) for name, value in item.series.items()},
         series_slots={name: value.to(device) for name, value in item.series_slots.items()},
     )

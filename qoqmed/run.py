@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qoqmed import checkpoint, provenance
+from qoqmed.checkpoint.files import append_row, read_rows, replace_text, to_line
 from qoqmed.config import Recipe, to_dict, to_yaml
 from qoqmed.errors import DataError, Problem, RunError, near
-from qoqmed.files import append_row, read_rows, replace_text, to_line
 from qoqmed.types import Evaluation
 
 _FREE = (  # what may differ between a run and its resumption: it does not change what is learned

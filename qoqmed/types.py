@@ -139,7 +139,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One reward's answer for one rollout. `value` is a finite number in the reward's range when status is OK, else None."""
+    """One reward's answer for one rollout. `value`: finite, in the reward's range, when status is OK; else None."""
 
     value: float | None
     status: Status = Status.OK
@@ -243,7 +243,7 @@ class StepReport:
 class Evaluation:
     """Metrics of one pass over a split. `when`: "start", "step N", or the stage that has just ended.
 
-    greedy, sampled: results of the first metric, {"overall": .., "domains": .., "datasets": ..}, or None if not asked for.
+    greedy, sampled: the metrics' results, {"overall": .., "domains": .., "datasets": ..}, or None if not asked for.
     """
 
     split: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from qoqmed.config.schema import OptimizerConfig
 from qoqmed.contracts import Objective
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """Per rollout of this rank: log-probs [tokens] of the policy before the update and of the reference; may be empty."""
+    """Per rollout of this rank: log-probs [tokens] of the policy before the update and of the reference, or nothing."""
 
     old: Mapping[Member, Tensor]
     reference: Mapping[Member, Tensor]
@@ -32,7 +33,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Updated:
-    """means: statistics over all tokens and ranks. mismatch: |log-prob of the engine - of the trainer| before any update."""
+    """means: over all tokens and ranks. mismatch: |log-prob of the engine - of the trainer| before any update."""
 
     means: Mapping[str, float]
     grad_norm: float
@@ -91,7 +92,7 @@ def score(
 def _by_member(item: Pack, values: Tensor | None) -> dict[Member, Tensor]:
     if values is None:
         return {}
-    parts = values.split(item.lengths.tolist())
+    parts = torch.split(values, item.lengths.tolist())
     return dict(zip(item.members, parts, strict=True))
 
 
@@ -121,8 +122,8 @@ class Updater:
                 members = range(min(number * size, len(groups)), min((number + 1) * size, len(groups)))
                 micros, norm, gap, seen = self._minibatch(list(members), groups, scored, advantages)
                 for micro in micros:
-                    for name, (total, n) in micro.loss.sums.items():
-                        sums[f"sum/{name}"] = sums.get(f"sum/{name}", 0.0) + float(total)
+                    for name, (value, n) in micro.loss.sums.items():
+                        sums[f"sum/{name}"] = sums.get(f"sum/{name}", 0.0) + float(value)
                         sums[f"n/{name}"] = sums.get(f"n/{name}", 0.0) + float(n)
                 if epoch == 0 and number == 0:
                     gaps = gap
@@ -191,7 +192,7 @@ class Updater:
         return float(norm) if finite else None
 
     def _sync(self, last: bool) -> None:
-        if hasattr(self.module.policy, "set_requires_gradient_sync"):
+        if isinstance(self.module.policy, FSDPModule):
             self.module.policy.set_requires_gradient_sync(last)
 
     def _totals(self, batch: Sequence[Group]) -> Totals:

@@ -59,7 +59,7 @@ def separated(seed: int, sizes: dict[str, tuple[int, int, int]], zero: int = 0) 
 SIZES = {"chest_xray": (8, 9, 7), "ecg": (3, 2, 4), "ultrasound": (1, 2, 1)}
 
 
-# ------------------------------------------------------------------------------------------------------------ GRPO
+# --- GRPO
 def test_grpo_by_hand() -> None:
     """Rewards 0, 1, 2: mean 1, unbiased standard deviation 1. Rewards 0, 1: std sqrt(1/2)."""
     found = GRPO().estimate(table_of([[0, 1, 2], [0, 1]], ["a", "b"]))
@@ -99,7 +99,7 @@ def test_nothing_valid_at_all() -> None:
     assert found.diagnostics.domains == {}
 
 
-# ------------------------------------------------------------------------------------------------------ DRPO by hand
+# --- DRPO by hand
 def test_one_domain_of_one_kind() -> None:
     """One domain, one cluster: every scale is the same, so only GRPO's values divided by their spread are left."""
     rewards: Rewards = [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
@@ -216,7 +216,7 @@ def test_no_clusters_is_one_cluster_at_most() -> None:
     assert a.diagnostics.domains["ecg"].clusters[0].temperature == 1.0
 
 
-# --------------------------------------------------------------------------------------------------- against the oracle
+# --- against the oracle
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     "variant", [{}, {"cluster": False}, {"max_clusters": 3}, {"kl_damping": False}, {"kl_quantile": 0.5}]
@@ -247,7 +247,7 @@ def test_invalid_rollouts_as_the_oracle() -> None:
     np.testing.assert_allclose(found.values.numpy(), flat(expected), rtol=1e-9, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------------ properties
+# --- properties
 reward_values = st.sampled_from([0.0, 0.1, 0.2, 1 / 3, 0.6, 0.8, 1.0])
 reward_rows = st.lists(st.lists(reward_values, min_size=3, max_size=3), min_size=1, max_size=12)
 
@@ -292,7 +292,7 @@ def test_the_same_twice() -> None:
     assert once.diagnostics.scalars["hit_cap"] > 0
 
 
-# -------------------------------------------------------------------------------------------------------- constructors
+# --- constructors
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -315,7 +315,7 @@ def test_needs() -> None:
     assert DRPO().state_dict() == {}
 
 
-# ------------------------------------------------------------------------------------------------------------ exchange
+# --- exchange
 def test_exchange_keeps_the_order_of_the_rows() -> None:
     rows = [
         {"question": "x", "domain": "ecg", "reward": 0, "kl": 0.1},

@@ -177,6 +177,7 @@ def test_stopping_early_goes_on_after_a_resumption_and_starts_afresh_in_a_stage(
         call(stop, "on_validation_end", trainer)
     again = EarlyStopping(patience=2, mode="min", min_delta=0.1)
     again.load_state_dict(stop.state_dict())
+    again.load_state_dict({})
     call(again, "on_train_start", trainer)
     call(again, "on_validation_end", trainer)
     assert trainer.should_stop
@@ -195,9 +196,19 @@ def test_wrong_arguments_and_metrics_are_told():
 
 
 def test_paths_of_metrics():
-    found = results(0.5, ecg=0.25) | {"datasets": {"ecg/ptb/xl": {"f1": 0.125}}}
-    assert lookup(found, "overall/f1") == 0.5 and lookup(found, "domains/ecg/f1") == 0.25
-    assert lookup(found, "datasets/ecg/ptb/xl/f1") == 0.125
+    found = replace(
+        evaluation("start", None), greedy=results(0.5, ecg=0.25) | {"datasets": {"ecg/ptbxl": {"f1": 0.125}}}
+    )
+    assert (
+        lookup(found, "overall/f1") == 0.5
+        and lookup(found, "ecg/f1") == 0.25
+        and lookup(found, "ecg/ptbxl/f1") == 0.125
+    )
+    sampled = replace(found, greedy=None, sampled=results(0.75))
+    assert lookup(sampled, "overall/f1") == 0.75
+    empty = replace(found, greedy={"overall": {}, "domains": {}, "datasets": {}})
+    with pytest.raises(RecipeError, match="no labelled case"):
+        lookup(empty, "overall/f1")
 
 
 @pytest.mark.parametrize("name", ["progress", "early_stopping"])

@@ -5,7 +5,7 @@ from importlib import metadata
 import pytest
 
 from qoqmed.domains import catalogue
-from qoqmed.labels import clashes, match_labels
+from qoqmed.reading import clashes, match_labels
 
 NAMES = ("chest_xray", "mammography", "dermoscopy", "fundus", "pathology", "ultrasound", "ct", "mri", "ecg")
 CLASSES = {  # "# Classes" of Table 5

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qoqmed import registry
+from qoqmed.checkpoint.files import append_row, read_rows, rewind_rows
 from qoqmed.config.schema import Node
-from qoqmed.files import append_row, read_rows, rewind_rows
 from qoqmed.loggers.csv import CSVLogger
 from qoqmed.loggers.jsonl import JSONLLogger
 from qoqmed.loggers.tensorboard import TensorBoardLogger

@@ -103,7 +103,8 @@ def test_banned_tokens_have_no_probability_and_no_gradient() -> None:
     hidden, weight, targets = inputs()
     everything = torch.tensor([v for v in range(V) if v not in BANNED])
     repeated = hidden.detach()[:1].expand(len(everything), D)
-    assert float(token_log_probs(repeated, weight, everything, banned=BANNED)[0].exp().sum()) == pytest.approx(1.0)
+    log_probs, _ = token_log_probs(repeated, weight, everything, banned=BANNED)
+    assert log_probs.exp().sum().item() == pytest.approx(1.0)
     log_probs, entropies = token_log_probs(hidden, weight, targets, banned=BANNED, entropy_grad=True)
     assert entropies is not None
     (log_probs.sum() + entropies.sum()).backward()

@@ -66,7 +66,7 @@ def test_sft_collects_the_gold_answers() -> None:
 )
 def test_sft_loss_by_hand(aggregate: str, expected: float) -> None:
     loss = SFT(aggregate=aggregate).loss(table(entropies=torch.ones(3)))
-    assert float(loss.value) == pytest.approx(expected)
+    assert loss.value.item() == pytest.approx(expected)
     assert loss.value.requires_grad
     assert loss.means() == {"loss": pytest.approx(expected), "entropy": 1.0}
 
@@ -89,7 +89,7 @@ def test_policy_gradient_on_policy_is_the_advantage() -> None:
     """Ratio 1: value -(2 + mean(-1, -1)) / 2 and gradient -A / (tokens of the response * responses)."""
     tokens = table(advantages=torch.tensor([2.0, -1.0, -1.0]))
     loss = PolicyGradient(kl_weight=0.0).loss(tokens)
-    assert float(loss.value) == pytest.approx(-0.5)
+    assert loss.value.item() == pytest.approx(-0.5)
     loss.value.backward()
     torch.testing.assert_close(tokens.log_probs.grad, torch.tensor([-1.0, 0.25, 0.25]))
     assert loss.means() == {"loss": pytest.approx(-0.5), "clip_ratio/low": 0.0, "clip_ratio/high": 0.0}
@@ -109,7 +109,7 @@ def test_policy_gradient_loss_by_hand() -> None:
     )
     k3 = 0.5 + log(2) - 1
     expected = (-1.3 + 0.8 - 1.0 + 0.1 * k3 - 0.01 * 3) / 3
-    assert float(loss.value) == pytest.approx(expected)
+    assert loss.value.item() == pytest.approx(expected)
     assert loss.means() == pytest.approx(
         {"loss": expected, "clip_ratio/low": 1 / 3, "clip_ratio/high": 1 / 3, "kl": k3 / 3, "entropy": 1.0}
     )

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qoqmed.labels import clashes, match_labels
-from qoqmed.reading import MAX_BOXES, MAX_CHARACTERS, RawBox, parse
+from qoqmed.reading import MAX_BOXES, MAX_CHARACTERS, RawBox, clashes, match_labels, parse
 
 GOOD = '<think>dark and round</think>\n```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "cyst"}]\n```\n\\boxed{cyst}'
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from qoqmed.advantages.groups import EPS, Groups, domain_rows, group_scalars, share, standardise, top_question_share
 from qoqmed.advantages.table import Advantages, ClusterStats, Diagnostics, DomainStats, RewardTable
-from qoqmed.arguments import check, within
 from qoqmed.errors import Problem, UserError
-from qoqmed.kmeans import Elbow, elbow
+from qoqmed.kmeans import Elbow, elbow, one_thread
+from qoqmed.registry.arguments import check, within
 from qoqmed.types import Needs
 
 ALARM = 1e3  # a ratio of scales over this is warned of
@@ -123,6 +123,7 @@ class DRPO:
         self.kl_damping, self.kl_quantile = kl_damping, kl_quantile
         self.needs = Needs(group=2, reference=kl_damping, kl=kl_damping)
 
+    @one_thread()
     def estimate(self, table: RewardTable) -> Advantages:
         """Advantages of a table whose difficulty, or else rewards, are not negative."""
         difficulty = table.reward if table.difficulty is None else table.difficulty

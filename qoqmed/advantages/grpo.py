@@ -15,7 +15,7 @@ import torch
 
 from qoqmed.advantages.groups import domain_rows, group_scalars, share, standardise, top_question_share
 from qoqmed.advantages.table import Advantages, Diagnostics, DomainStats, RewardTable
-from qoqmed.arguments import check, one_of
+from qoqmed.registry.arguments import check, one_of
 from qoqmed.types import Needs
 
 

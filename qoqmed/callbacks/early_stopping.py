@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from qoqmed.arguments import check, one_of, within
-from qoqmed.report.lookup import lookup, results_of
+from qoqmed.registry.arguments import check, one_of, within
+from qoqmed.report.lookup import lookup
 
 
 class EarlyStopping(Callback):
@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
         newest = trainer.evaluations[-1]
         if newest.split != "valid":
             return
-        value = lookup(results_of(newest), self.monitor, "monitor of early_stopping")
+        value = lookup(newest, self.monitor, "evaluation.best")
         if self._better(value):
             self._best, self._waited = value, 0
         else:
@@ -49,7 +49,8 @@ class EarlyStopping(Callback):
         return {"stage": self._stage, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._stage, self._best, self._waited = state_dict["stage"], state_dict["best"], state_dict["waited"]
+        if state_dict:  # a checkpoint made without this callback has nothing
+            self._stage, self._best, self._waited = state_dict["stage"], state_dict["best"], state_dict["waited"]
 
     def _better(self, value: float) -> bool:
         """NaN is never better."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from typing import Any
 
@@ -41,6 +42,7 @@ class Progress(Callback):
         if trainer.is_global_zero and self.console.is_interactive:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
+            atexit.register(self._live.stop)  # a hidden cursor must not outlive a loop that was interrupted
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: StepReport, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from qoqmed.files import replace_text, to_line
+from qoqmed.checkpoint.files import replace_text, to_line
 from qoqmed.report.traces import Decode, trace_rows
 from qoqmed.types import Group, StepReport
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qoqmed.checkpoint.files import fsync, replace_text
 from qoqmed.checkpoint.state import join, split
 from qoqmed.errors import Problem, RunError
-from qoqmed.files import fsync, replace_text
 
 VERSION = 1
 _COMMITTED = re.compile(r"(?:\.old-)?step-(\d{8,})")

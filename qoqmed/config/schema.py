@@ -38,7 +38,7 @@ class ModelConfig:
     name: str | None = option(None, choices=("tiny",))
     backbone: str | None = option(None, group="backbones")  # null: the one whose model_type the checkpoint has
     dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
-    attention: str = option("auto", choices=("auto", "packed", "plain"))
+    attention: str = option("auto", choices=("auto", "sdpa"))  # of packs: SDPA over segments, on every device
     lora: Mapping[str, Any] | None = None
     gradient_checkpointing: bool = False
     options: Mapping[str, Any] = option({})  # sizes of `tiny`: hidden, layers, vision_hidden, vision_layers, vocabulary

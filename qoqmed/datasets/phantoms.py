@@ -25,9 +25,10 @@ CELL_PX = 28
 SLICES = 6
 ROWS = ("upper", "middle", "lower")
 COLUMNS = ("left", "central", "right")
+SCENERY = 0.5  # how strongly the anatomy shows
 LIGHT = 1.0  # red and blue are multiplied by 1 - LIGHT/2 .. 1 + LIGHT/2 across the image
-CONTRAST = (0.18, 0.30)  # a lesion against its background, in full intensities
-NOISE = 0.06  # standard deviation of the pixel noise, in full intensities
+CONTRAST = (0.25, 0.40)  # a lesion against its background, in full intensities
+NOISE = 0.04  # standard deviation of the pixel noise, in full intensities
 BLOCK_PX = 7  # a mottled lesion is made of blocks of this side
 
 
@@ -228,7 +229,7 @@ def draw(domain: str, rng: np.random.Generator) -> Phantom:
 
     step = np.arange(SIDE_PX) / (SIDE_PX - 1) - 0.5
     y, x = np.meshgrid(step, step, indexing="ij")
-    background = kind.level - 0.15 * (x**2 + y**2) + dict(SCENES)[kind.scene](x, y)
+    background = kind.level + SCENERY * dict(SCENES)[kind.scene](x, y)
     strength = (1.0 if finding.polarity == "bright" else -1.0) * rng.uniform(*CONTRAST)
     lesion = strength * _texture(finding.texture, rng) * _outline()
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qoqmed.arguments import check, one_of, within
 from qoqmed.datasets import heartbeat, phantoms
+from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.types import Box, Case, Mask, Medium, Target
 
 DATASET = "synthetic"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from qoqmed.arguments import check, one_of, within
 from qoqmed.media import ecg
+from qoqmed.registry.arguments import check, one_of, within
 
 STRIDE = 5
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.fabric.loggers import Logger
 
-from qoqmed.files import append_row, rewind_rows
+from qoqmed.checkpoint.files import append_row, rewind_rows
 from qoqmed.loggers.scalars import plain
 
 

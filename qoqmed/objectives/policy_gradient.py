@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qoqmed.arguments import check, one_of, within
 from qoqmed.contracts import Actor
 from qoqmed.losses import (
     AGGREGATES,
@@ -27,6 +26,7 @@ from qoqmed.losses import (
     token_mean,
     whole,
 )
+from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.types import Case, Group, Needs
 
 

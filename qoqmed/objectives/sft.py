@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qoqmed.arguments import check, one_of, within
 from qoqmed.contracts import Actor
 from qoqmed.losses import AGGREGATES, Loss, TokenTable, aggregate, token_mean, whole
+from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.types import Case, Group, Needs
 
 

@@ -69,12 +69,12 @@ class Packed:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [S, heads, d]
         heads, outs = query.shape[1], []
         for prompts in self.layout.prompts:
-            rows = [_take(x, prompts.index, heads) for x in (q, k, v)]
-            outs.append(_flat(F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale)))
+            own_q, own_k, own_v = (_take(x, prompts.index, heads) for x in (q, k, v))
+            outs.append(_flat(F.scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, scale=scale)))
         for batch in self.layout.responses:
             reach = torch.cat([batch.prompt, batch.own], 1)  # [B, L + R]
-            rows = [_take(q, batch.own, heads), _take(k, reach, heads), _take(v, reach, heads)]
-            outs.append(_flat(F.scaled_dot_product_attention(*rows, attn_mask=batch.mask, scale=scale)))
+            own_q, far_k, far_v = _take(q, batch.own, heads), _take(k, reach, heads), _take(v, reach, heads)
+            outs.append(_flat(F.scaled_dot_product_attention(own_q, far_k, far_v, attn_mask=batch.mask, scale=scale)))
         return torch.cat(outs)[self.layout.order].transpose(0, 1)[None]
 
 
@@ -113,6 +113,18 @@ def _padded(layout: Layout) -> Tensor:
     return starts + torch.minimum(torch.arange(int(lengths.max()), device=device), lengths - 1)
 
 
+def _by_prompt(x: Tensor, g: int) -> Tensor:
+    """[P * G, K, rep, n] -> [P, K, G * rep, n]: a group's queries side by side, so that its prompt is read once."""
+    rows, k, rep, n = x.shape
+    return x.reshape(rows // g, g, k, rep, n).transpose(1, 2).reshape(rows // g, k, g * rep, n)
+
+
+def _by_row(x: Tensor, g: int) -> Tensor:
+    """The inverse of `_by_prompt`."""
+    prompts, k, both, n = x.shape
+    return x.view(prompts, k, g, both // g, n).transpose(1, 2).reshape(prompts * g, k, both // g, n)
+
+
 class Decode:
     """Attention of one new token of each response, over its group's prompt (stored once) and its own past.
 
@@ -135,23 +147,15 @@ class Decode:
         own_k[:, :, self.step] = key[0].transpose(0, 1)
         own_v[:, :, self.step] = value[0].transpose(0, 1)
         heads, rows, d = query.shape[1:]
-        k_heads, g = key.shape[1], self.n
-        rep = heads // k_heads
-        q = query[0].transpose(0, 1).view(rows, k_heads, rep, d) * scale
-        shared = q.view(rows // g, g, k_heads, rep, d).transpose(1, 2).reshape(rows // g, k_heads, g * rep, d)
-        far = shared @ self.prompt_keys[layer].transpose(2, 3)  # [P, K, G * rep, L]
-        far = far.masked_fill(self.unseen, -torch.inf)
-        longest = far.shape[3]
-        far = far.view(rows // g, k_heads, g, rep, longest).transpose(1, 2).reshape(rows, k_heads, rep, longest)
+        k_heads = key.shape[1]
+        q = query[0].transpose(0, 1).reshape(rows, k_heads, heads // k_heads, d) * scale
+        far = _by_prompt(q, self.n) @ self.prompt_keys[layer].transpose(2, 3)  # [P, K, G * rep, L]
+        far = _by_row(far.masked_fill(self.unseen, -torch.inf), self.n)  # [R, K, rep, L]
         near = q @ own_k[:, :, :past].transpose(2, 3)  # [R, K, rep, past]
         weights = torch.cat([far, near], 3).float().softmax(3).to(value.dtype)
-        far, near = weights.split([longest, past], 3)
-        far = (
-            far.view(rows // g, g, k_heads, rep, longest).transpose(1, 2).reshape(rows // g, k_heads, g * rep, longest)
-        )
-        out = far @ self.prompt_values[layer]  # [P, K, G * rep, d]
-        out = out.view(rows // g, k_heads, g, rep, d).transpose(1, 2).reshape(rows, k_heads, rep, d)
-        out = out + near @ own_v[:, :, :past]
+        longest = far.shape[3]
+        out = _by_row(_by_prompt(weights[..., :longest], self.n) @ self.prompt_values[layer], self.n)
+        out = out + weights[..., longest:] @ own_v[:, :, :past]  # [R, K, rep, d]
         return out.reshape(rows, heads, d).transpose(0, 1)[None]
 
     def keep(self, prompts: Tensor, rows: Tensor, n: int) -> None:

@@ -66,7 +66,7 @@ class ClinicalPolicy(nn.Module):
     def forward(
         self, pack: Pack, temperature: float = 1.0, entropy: bool = False, entropy_grad: bool = False
     ) -> TokenScores:
-        """Log-probs (and entropies) of the pack's response tokens under softmax(logits / temperature) without banned ids."""
+        """Log-probs (and entropies) of the pack's response tokens: softmax(logits / temperature) without banned ids."""
         pack = pack.to(self.device)
         hidden = self.hidden(pack, Packed(pack.layout))[pack.sources]  # [N, D]
         log_probs, entropies = token_log_probs(
@@ -115,10 +115,11 @@ class ClinicalPolicy(nn.Module):
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, D] -> float32 logits [R, V] with banned ids at -inf."""
-        return self.backbone.head(hidden).float().masked_fill(self.banned, -torch.inf)
+        logits: Tensor = self.backbone.head(hidden).float()
+        return logits.masked_fill(self.banned, -torch.inf)
 
     def part(self, name: str) -> list[nn.Parameter]:
-        """Parameters of a part: `language_model` (with embeddings and head), `vision`, `encoders[.x]`, `projectors[.x]`."""
+        """Parameters of `language_model` (with embeddings and head), `vision`, `encoders[.x]` or `projectors[.x]`."""
         head, _, rest = name.partition(".")
         if head == "language_model":
             inside = [*self.backbone.language_model.parameters(), *self.backbone.head.parameters()]

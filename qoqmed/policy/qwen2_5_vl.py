@@ -1,4 +1,4 @@
-"""Backbone Qwen2.5-VL (transformers' `Qwen2_5_VLForConditionalGeneration`): everything that depends on its architecture."""
+"""Backbone Qwen2.5-VL (transformers' `Qwen2_5_VLForConditionalGeneration`): all that depends on its architecture."""
 
 from __future__ import annotations
 

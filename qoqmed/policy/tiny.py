@@ -1,4 +1,4 @@
-"""`model: {name: tiny}`: a Qwen2.5-VL architecture of a few million parameters with its own tokenizer, built from a seed."""
+"""`model: {name: tiny}`: a Qwen2.5-VL of about a million parameters with its own tokenizer, from a seed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qoqmed.files import read_rows
+from qoqmed.checkpoint.files import read_rows
 from qoqmed.types import Group
 
 Decode = Callable[[Sequence[int]], str]

@@ -1,6 +1,6 @@
 """QoQ-Med's format reward (App. B.3, eq. 6): 1 where a box is present for every predicted label, else 0.
 
-A box is present for a label when the box's own label names it (by the rules of `qoqmed.labels`); one box may name
+A box is present for a label when the box's own label names it (by the rules of `qoqmed.reading`); one box may name
 several. Nothing predicted earns 0. Localisation cases predict no label: there, at least one box, well-formed json and
 closed reasoning earn 1 (our extension). Cases without a picture are not applicable.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qoqmed.labels import match_labels
+from qoqmed.reading import match_labels
 from qoqmed.types import SPATIAL, Case, Reading, Rollout, Verdict
 
 MALFORMED = frozenset(

@@ -1,4 +1,4 @@
-"""Rollout engine `torch`: the policy itself samples, in its own process; for small models, tests and machines without vLLM.
+"""Rollout engine `torch`: the policy itself samples, in process; for small models, tests and machines without vLLM.
 
 A prompt is computed once for its group. Every rollout has its own stream of uniform numbers from its seed, so that it
 does not depend on what else is in the batch. Log-probs are those of the distribution that was sampled from.
@@ -104,7 +104,7 @@ class TorchRollouts:
 
 
 def streams(seeds: Sequence[int], n: int, length: int) -> Tensor:
-    """[len(seeds) * n, length] float64 in [0, 1): row (p, i) comes from a generator of its own, seeded by (seed p, i)."""
+    """[len(seeds) * n, length] float64 in [0, 1): row (p, i) comes from its own generator, seeded by (seed p, i)."""
     rows = []
     for seed in seeds:
         for i in range(n):
@@ -116,7 +116,7 @@ def streams(seeds: Sequence[int], n: int, length: int) -> Tensor:
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """logits [R, V] float32, uniform [R] float64 -> token ids [R] and their log-probs [R] float32.
 
-    By inversion of the cumulative distribution. temperature 0 takes the largest logit, with the log-prob at temperature 1.
+    By inversion of the cumulative distribution. temperature 0 takes the largest logit, with its log-prob at 1.
     """
     log_probs = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
     if sampling.temperature == 0:

@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from qoqmed.contracts import BoxFrame
 from qoqmed.errors import near
-from qoqmed.labels import clashes, match_labels
-from qoqmed.reading import parse
+from qoqmed.reading import clashes, match_labels, parse
 from qoqmed.tasks import form
 from qoqmed.types import Answer, Box, Case, Reading
 

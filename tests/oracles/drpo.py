@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 EPS = 1e-6
 
@@ -15,12 +16,14 @@ EPS = 1e-6
 def choose_k(vectors: np.ndarray, k_max: int, tau: float) -> tuple[int, np.ndarray]:
     """App. B.1: labels for the elbow's k."""
     cap = min(k_max, len(np.unique(vectors, axis=0)))
-    fits = {k: KMeans(k, n_init=50, tol=0, max_iter=1000, random_state=1).fit(vectors) for k in range(1, cap + 1)}
-    inertia = {k: fit.inertia_ for k, fit in fits.items()}
-    for k in range(3, cap + 1):
-        if inertia[k - 1] - inertia[k] < tau * (inertia[k - 2] - inertia[k - 1]):
-            return k - 1, fits[k - 1].labels_
-    return cap, fits[cap].labels_
+    inertia, labels = {}, {}
+    for k in range(1, cap + 1):
+        with threadpool_limits(1):  # many tiny fits: threads only wait for each other
+            fit = KMeans(k, n_init=20, tol=0, max_iter=1000, random_state=1).fit(vectors)
+        inertia[k], labels[k] = fit.inertia_, fit.labels_
+        if k >= 3 and inertia[k - 1] - inertia[k] < tau * (inertia[k - 2] - inertia[k - 1]):
+            return k - 1, labels[k - 1]
+    return cap, labels[cap]
 
 
 def drpo(

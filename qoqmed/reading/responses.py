@@ -1,7 +1,7 @@
 r"""The parser of responses: reasoning in <think></think>, boxes in fenced json, the final answer in \boxed{}.
 
 Never raises on a response: what is wrong becomes a `Flaw`. Time is linear in the text on any input: every pass is a
-`str.find`, `json`'s own scanner, or a regular expression without nested repetition. Labels: see `qoqmed.labels`.
+`str.find`, `json`'s own scanner, or a regular expression without nested repetition. Labels: see `labels`.
 
 Kinds of flaw: too_long, think_missing, think_unopened, think_unclosed, think_repeated, json_unclosed, json_invalid,
 json_shape, json_repeated, box_invalid, too_many_boxes, boxed_missing, boxed_unclosed, boxed_repeated, boxed_in_think.

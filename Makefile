@@ -1,0 +1,40 @@
+# Everything sets itself up on first use: a virtual environment in .venv with the set of constraints/cpu.txt.
+# Another Python: make test PYTHON=python3.12. Another set, or options for pip: CONSTRAINTS=..., PIP_OPTIONS=...
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints/cpu.txt
+PIP_OPTIONS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) -c $(CONSTRAINTS)
+
+.PHONY: quickstart test slow lint bench setup
+
+quickstart: $(READY)
+	$(BIN)/qoqmed fit recipes/quickstart.yaml
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+setup: $(READY)
+
+# torch goes first and by its pin, so that a CPU build at hand is taken instead of whatever a dependency would pull in.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "qoqmed needs Python 3.11 or later; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "setting up $(VENV) (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' $(CONSTRAINTS))"
+	@$(PIP) -e '.[dev,ecg,imaging,video]'
+	@touch $@
