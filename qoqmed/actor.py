@@ -49,7 +49,7 @@ class Actor:
     workers: int = 0
 
     def admit(self, drawn: Sequence[tuple[Dataset, int]]) -> Admitted:
-        """Build, check and encode the drawn cases. Raises the first DataError when `on_error` is "stop"."""
+        """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`."""
         if self.workers:
             with ThreadPoolExecutor(self.workers) as pool:
                 results = list(pool.map(self._admit_one, drawn))
@@ -57,8 +57,6 @@ class Actor:
             results = [self._admit_one(item) for item in drawn]
         good = [item for item in results if not isinstance(item, DataError)]
         bad = tuple(item for item in results if isinstance(item, DataError))
-        if bad and self.on_error == "stop":
-            raise bad[0]
         return Admitted(tuple(case for case, _ in good), tuple(prompt for _, prompt in good), bad)
 
     def _admit_one(self, item: tuple[Dataset, int]) -> tuple[Case, Prompt] | DataError:

@@ -183,6 +183,20 @@ def _stage(recipe: Recipe, index: int) -> Stage:
     return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))
 
 
+def loggers(recipe: Recipe, folder: Path) -> list[Any]:
+    """Where scalars go: the recipe's, writing into the run's folder."""
+    return [registry.make("loggers", node, root_dir=str(folder)) for node in recipe.loggers]
+
+
+def callbacks(recipe: Recipe) -> list[Any]:
+    """The recipe's, with progress always and early stopping where there is patience."""
+    nodes, config = list(recipe.callbacks), recipe.evaluation
+    names = [node.name for node in nodes]
+    wanted = {"progress": True, "early_stopping": config.patience > 0}
+    nodes += [Node(name) for name, on in wanted.items() if on and name not in names]
+    return [registry.make("callbacks", node, monitor=config.best, patience=config.patience) for node in nodes]
+
+
 def steps_of(sampler: Sampler, prompts: int, epochs: float) -> int:
     """Steps of `prompts` cases in so many epochs; the last step of each whole epoch may be short."""
     whole = sum(sampler.steps_per_epoch(prompts, epoch) for epoch in range(int(epochs)))

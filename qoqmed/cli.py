@@ -88,25 +88,30 @@ def fit(
 ) -> None:
     """Train a policy by a recipe."""
     from qoqmed.fit import fit as run
+    from qoqmed.report.plan import Plan, plan_table
 
     try:
-        run(recipe, overrides=overrides or (), resume=resume, dry_run=dry_run, stage=stage, from_run=from_run)
+        made = run(recipe, overrides=overrides or (), resume=resume, dry_run=dry_run, stage=stage, from_run=from_run)
     except KeyboardInterrupt as stop:
         _say(str(stop) or "interrupted")
         raise typer.Exit(130) from None
+    if isinstance(made, Plan):
+        _show(plan_table(made))
 
 
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL|RECIPE", help="What to evaluate.")],
     overrides: Overrides = None,
+    split: Annotated[str | None, typer.Option(metavar="valid|test", help="Default: test, where there is one.")] = None,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the predictions there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Generate on a split, then compute the metrics."""
     from qoqmed.evaluate import evaluate as run
     from qoqmed.report.tables import metrics_table
 
-    result = run(target, overrides=overrides or ())
+    result = run(target, overrides=overrides or (), split=split, predictions=predictions)
     _show(result if as_json else metrics_table(result))
 
 

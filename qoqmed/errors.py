@@ -34,6 +34,9 @@ class UserError(Exception):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # ranks tell each other of errors
+
 
 class RecipeError(UserError):
     """A recipe, or an override of it, is wrong."""

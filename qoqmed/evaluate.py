@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from qoqmed.advantages.exchange import from_rows, to_result
 from qoqmed.boxes import AbsoluteFrame
 from qoqmed.build import load, splits
 from qoqmed.config.schema import Node
-from qoqmed.errors import DataError, Problem, UserError
+from qoqmed.datasets import fields
+from qoqmed.errors import DataError, Problem, UserError, near
 from qoqmed.evaluating import evaluate_split
 from qoqmed.geometry import Geometry
 from qoqmed.media import masks
 from qoqmed.media.refusals import of_row
 from qoqmed.metrics.predictions import read_predictions, write_predictions
 from qoqmed.rewards.combine import combine, judge
-from qoqmed.types import Box, Case, Mask, Medium, Rollout, Sampling, Target
+from qoqmed.types import Case, Mask, Medium, Rollout, Sampling, Target
 
 
 def evaluate(
@@ -38,9 +40,20 @@ def evaluate(
     rollout = recipe.rollout
     sampling = Sampling(1, max_new_tokens=rollout.max_new_tokens)
     config = recipe.evaluation
+    skipped: set[str] = set()
     result, made = evaluate_split(
-        actor, found[chosen], config, sampling, split=chosen, when="eval", global_step=0, seed=recipe.seed
+        actor,
+        found[chosen],
+        config,
+        sampling,
+        split=chosen,
+        when="eval",
+        global_step=0,
+        seed=recipe.seed,
+        skip=lambda error: skipped.update(str(problem) for problem in error.problems),
     )
+    if skipped:
+        warnings.warn("\n".join([f"{len(skipped)} cases were left out (data.on_error: skip)", *sorted(skipped)]))
     if predictions is not None:
         write_predictions(predictions, made)
     return dict(result.greedy or result.sampled or {})
@@ -55,7 +68,8 @@ def metrics(path: str | Path, metric: str = "clinical") -> dict[str, Any]:
 
 def estimate(path: str | Path, estimator: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Replay an estimator on a rewards file: advantages in input order, and what every domain and cluster got."""
-    table = from_rows([row for _, row in _rows(Path(path))])
+    found = list(_rows(Path(path)))
+    table = from_rows([row for _, row in found], [place for place, _ in found])
     made = registry.make("advantages", Node(estimator, dict(arguments or {}), "--estimator"))
     return to_result(table, made.estimate(table))
 
@@ -90,42 +104,40 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of a JSON Lines file."""
     if not path.is_file():
         raise DataError(Problem("the file does not exist", where=str(path)))
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(Problem(f"not JSON: {error}", where=f"{path}:{number}")) from error
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            expected = "one JSON object a line, in UTF-8"
+            raise DataError(Problem(f"not JSON: {error}", where, repr(line[:60])[1:], expected)) from error
         if not isinstance(row, dict):
-            raise DataError(Problem("not a JSON object", where=f"{path}:{number}", got=line[:60]))
-        yield f"{path}:{number}", row
+            raise DataError(Problem("not a JSON object", where, repr(line[:60])[1:], "one JSON object a line"))
+        yield where, row
 
 
-RESPONSE_FIELDS: Mapping[str, type] = {
-    "id": str,
-    "response": str,
-    "target": list,
-    "label_space": list,
-    "width": int,
-    "height": int,
-}
+RESPONSE_FIELDS = ("id", "response", "target", "label_space", "width", "height")
 
 
 def _responded(row: Mapping[str, Any], where: str, folder: Path) -> Case:
-    problems = [
-        Problem(f"{name} is missing or of the wrong type", where, repr(row.get(name)), kind.__name__)
-        for name, kind in RESPONSE_FIELDS.items()
-        if not isinstance(row.get(name), kind)
-    ]
-    if problems:
-        raise DataError(problems)
-    width, height = row["width"], row["height"]
-    boxes = tuple(Box(x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in row.get("boxes") or ())
-    mask = None
-    if row.get("mask"):
-        with of_row(where):
-            mask = Mask(array=masks.load(Mask(row["mask"]), folder))
-    target = Target(labels=tuple(row["target"]), boxes=boxes or None, mask=mask)
-    media = (Medium("image", path=row["id"]),)  # never opened: it says that boxes have a picture to lie on
-    return Case(row["id"], "", "", "diagnosis", "", media, tuple(row["label_space"]), target)
+    """A line of the responses format as a case. Raises DataError with file:line."""
+    given = {name: value for name, value in row.items() if value is not None}
+    missing = [name for name in RESPONSE_FIELDS if name not in given]
+    with of_row(where):
+        if missing:
+            hint = near(missing[0], list(row))
+            raise fields.wrong(f"{', '.join(missing)} missing", expected=", ".join(RESPONSE_FIELDS), mend=hint)
+        case_id = fields.text(given, "id", required=True)
+        fields.text(given, "response")
+        space = fields.texts(given, "label_space") or ()
+        labels = fields.labels({"labels": list(fields.texts(given, "target") or ())}, space)
+        for side in ("width", "height"):
+            if not isinstance(given[side], int) or given[side] < 1:
+                raise fields.wrong(f"{side!r} is no number of pixels", repr(given[side]), "a whole number from 1")
+        sizes = {"width": given["width"], "height": given["height"]}
+        boxes = fields.boxes(sizes | {"boxes_px": given["boxes"]}, 0) if "boxes" in given else None
+        mask = Mask(array=masks.load(Mask(fields.text(given, "mask")), folder)) if "mask" in given else None
+    media = (Medium("image", path=case_id),)  # never opened: it says that boxes have a picture to lie on
+    return Case(case_id, "", "", "diagnosis", "", media, space, Target(labels=labels, boxes=boxes, mask=mask))

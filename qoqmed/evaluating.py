@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from qoqmed import registry
 from qoqmed.actor import Actor
 from qoqmed.config.schema import EvaluationConfig
 from qoqmed.contracts import Dataset
+from qoqmed.errors import DataError
 from qoqmed.metrics.predictions import prediction_of
 from qoqmed.parallel import gather
 from qoqmed.types import Evaluation, Group, Prediction, Sampling
@@ -26,10 +27,14 @@ def evaluate_split(
     when: str,
     global_step: int,
     seed: int,
+    skip: Callable[[DataError], object],
     rank: int = 0,
     world: int = 1,
 ) -> tuple[Evaluation, list[Prediction]]:
-    """One pass, greedy and (where asked for) at temperature 1. The predictions are the greedy ones, of all ranks."""
+    """One pass, greedy and (where asked for) at temperature 1. The predictions are the greedy ones, of all ranks.
+
+    skip: hears of each case that is left out (`data.on_error: skip`).
+    """
     started = time.perf_counter()
     places = _spread([(dataset, index) for dataset in datasets for index in range(len(dataset))], config.limit)
     longest = config.max_new_tokens or sampling.max_new_tokens
@@ -40,7 +45,8 @@ def evaluate_split(
         if not wanted:
             continue
         how = Sampling(1, temperature, max_new_tokens=longest)
-        groups = list(generate(actor, places[rank::world], how, config.batch, seed, split))
+        batches = list(_batches(places, config.batch, rank, world))
+        groups = [group for batch in batches for group in generate(actor, batch, how, seed, split, skip)]
         everyone = [group for part in gather([_light(group) for group in groups]) for group in part]
         predictions = [prediction_of(group.case, group.readings[0]) for group in everyone if group.case.target.labels]
         results[kind] = summarise(config, everyone, predictions)
@@ -57,20 +63,33 @@ def _spread(places: list[tuple[Dataset, int]], limit: int | None) -> list[tuple[
     return [places[i * len(places) // limit] for i in range(limit)]
 
 
+def _batches(
+    places: Sequence[tuple[Dataset, int]], batch: int, rank: int, world: int
+) -> Iterator[Sequence[tuple[Dataset, int]]]:
+    """This rank's cases; all ranks get the same number of batches, the last one of some may be empty."""
+    mine = places[rank::world]
+    for start in range(0, -(-len(places) // world), batch):
+        yield mine[start : start + batch]
+
+
 def generate(
-    actor: Actor, places: Sequence[tuple[Dataset, int]], sampling: Sampling, batch: int, seed: int, split: str
-) -> Iterator[Group]:
-    """One judged rollout a case, in order, `batch` cases at a time."""
-    for start in range(0, len(places), batch):
-        admitted = actor.admit(places[start : start + batch])
-        step = actor.at(admitted, sampling, seed, "evaluation", split)
-        rollouts = step.generate(admitted.cases, admitted.prompts)
-        yield from step.judge(
-            [
-                Group(case, prompt, tuple(own))
-                for case, prompt, own in zip(admitted.cases, admitted.prompts, rollouts, strict=True)
-            ]
-        )
+    actor: Actor,
+    places: Sequence[tuple[Dataset, int]],
+    sampling: Sampling,
+    seed: int,
+    split: str,
+    skip: Callable[[DataError], object],
+) -> list[Group]:
+    """One judged rollout a case, in order."""
+    admitted = actor.admit(places)
+    for error in admitted.refused:
+        if actor.on_error == "stop":
+            raise error
+        skip(error)
+    step = actor.at(admitted, sampling, seed, "evaluation", split)
+    rollouts = step.generate(admitted.cases, admitted.prompts)
+    together = zip(admitted.cases, admitted.prompts, rollouts, strict=True)
+    return step.judge([Group(case, prompt, tuple(own)) for case, prompt, own in together])
 
 
 def summarise(config: EvaluationConfig, groups: Sequence[Group], predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from qoqmed.config.schema import Recipe
 from qoqmed.errors import Problem, UserError, near
 from qoqmed.loop import Loop, Result
 from qoqmed.parallel import count_devices, relaunch, under_launcher
+from qoqmed.report.plan import Plan
 from qoqmed.run import RunFolder, latest_run, restore_policy, same_recipe
 
 
@@ -25,10 +26,11 @@ def fit(
     dry_run: bool = False,
     stage: str | None = None,
     from_run: str | None = None,
-) -> Result:
+) -> Result | Plan:
     """Train by a recipe; the same as `qoqmed fit`. Raises UserError for wrong input, KeyboardInterrupt when interrupted
     (a checkpoint is saved; the message says how to resume).
 
+    dry_run: build every part, encode the first cases of each stage, train and write nothing; returns the plan.
     resume: a run folder, or "auto" for the newest one of this recipe. stage, from_run: only this stage, from that run's
     weights.
     """
@@ -39,28 +41,44 @@ def fit(
     out = Path(loaded.trainer.out.format(name=loaded.name))
     found = find_run(out, loaded.name, resume)
     if found is not None:
-        same_recipe(load(found / "recipe.yaml", files=False), loaded)
+        same_recipe(RunFolder(found).recipe(), loaded)
     parts = build(loaded)
     if dry_run:
+        parts.actor.engine.close()
         return Result(out, False, (), 0)
-    loop = Loop(parts, open_run(parts, out, found, sys.argv))
+    run = open_run(parts, out, found, sys.argv)
+    try:
+        result = train(Loop(parts, run), found, from_run)
+    except UserError as error:
+        run.log(f"stopped: {error}")
+        if found is None:
+            run.discard()
+        raise
+    except KeyboardInterrupt:  # the second one: it did not wait for the step's end
+        raise KeyboardInterrupt(f"interrupted; go on from the last checkpoint with --resume {run.path}") from None
+    finally:
+        parts.actor.engine.close()
+        run.release()
+    if not result.finished:
+        raise KeyboardInterrupt(f"interrupted: saved at step {result.global_step}; go on with --resume {result.folder}")
+    return result
+
+
+def train(loop: Loop, found: Path | None, from_run: str | None) -> Result:
+    """The loop, from where the run `found` stands, or from another run's weights, or from the start."""
+    status = "failed"
     try:
         if found is not None:
-            newest = checkpoint.latest(found / "checkpoints")
-            if newest is not None:
-                loop.resume(newest)
+            loop.resume(checkpoint.latest(found / "checkpoints"))
         elif from_run is not None:
-            restore_policy(Path(from_run), parts.module.policy)
+            restore_policy(Path(from_run), loop.module.policy)
         result = loop.fit()
-    except Exception as error:  # boundary: callbacks hear of any failure, which then goes on
+        status = "success" if result.finished else "interrupted"
+    except BaseException as error:  # boundary: callbacks hear of any failure, which then goes on
         loop.call("on_exception", exception=error)
         raise
     finally:
-        loop.call("teardown", stage="fit")
-        parts.actor.engine.close()
-        loop.run.release()
-    if not result.finished:
-        raise KeyboardInterrupt(f"interrupted: saved at step {result.global_step}; go on with --resume {result.folder}")
+        loop.close(status)
     return result
 
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qoqmed import checkpoint, registry
-from qoqmed.build import Parts, Stage
+from qoqmed import checkpoint
+from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
-from qoqmed.config.schema import Node
+from qoqmed.errors import DataError
 from qoqmed.estimating import Estimate, estimate
 from qoqmed.evaluating import evaluate_split
 from qoqmed.interrupts import Interrupts
@@ -46,11 +46,10 @@ class Loop:
         self.saver = Saver(run, parts.fabric, parts.module, parts.recipe.trainer.keep)
         self.state = TrainingState()
         self.resumed: checkpoint.Loaded | None = None
-        self.should_stop = False
         self.advantages: Sequence[Sequence[float]] = ()
         self.seconds: dict[str, float] = {}
-        self.loggers = self._loggers() if self.is_global_zero else []
-        self.callbacks = self._callbacks()
+        self.loggers = loggers(self.recipe, run.path) if self.is_global_zero else []
+        self.callbacks = [*callbacks(self.recipe), Traces(self.recipe.traces, parts.loaded.tokenizer.decode)]
 
     @property
     def global_step(self) -> int:
@@ -59,6 +58,15 @@ class Loop:
     @property
     def evaluations(self) -> list[Evaluation]:
         return self.state.evaluations
+
+    @property
+    def should_stop(self) -> bool:
+        """Set by a callback: the stage ends before its next step."""
+        return self.state.stopping
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self.state.stopping = value
 
     def fit(self) -> Result:
         """All stages, from where the state stands. Ctrl-C ends the step, saves, and returns an unfinished result."""
@@ -71,33 +79,36 @@ class Loop:
             finished = self.state.stage == len(self.parts.stages)
             if finished:
                 self.call("on_fit_end")
-        for logger in self.loggers:
-            logger.finalize("success" if finished else "interrupted")
         return Result(self.run.path, finished, tuple(self.evaluations), self.global_step)
 
     def run_stage(self, stage: Stage) -> None:
         """One stage: its trained parts, reference and optimizer; then its steps."""
-        self.stage, self.steps, self.should_stop = stage.config, stage.steps, False
+        self.stage, self.steps = stage.config, stage.steps
         self.start_stage(stage)
         self.call("on_train_start")
+        if self.validate():  # owed by a run that was interrupted here
+            self.save(stage, best=True)
         while self.state.step < stage.steps and not self.should_stop:
             self.step(stage)
             if self.interrupted():
                 return self.save(stage)
-            if self.state.step < stage.steps:
-                better = self.due(self.recipe.evaluation.every) and self.evaluate(
-                    f"step {self.global_step}", ("valid",)
-                )
-                if better or self.due(self.recipe.trainer.checkpoint_every):
-                    self.save(stage, best=better)
+            better = self.validate()
+            if better or self.due(self.recipe.trainer.checkpoint_every):
+                self.save(stage, best=better)
         better = self.evaluate(stage.config.name)
         self.call("on_train_end")
-        self.state.stage, self.state.step = self.state.stage + 1, 0
+        self.state.stage, self.state.step, self.should_stop = self.state.stage + 1, 0, False
         return self.save(stage, best=better)
 
     def due(self, every: int) -> bool:
-        """Whether something that comes every so many steps of a stage comes now; 0 is never."""
-        return every > 0 and self.state.step % every == 0
+        """Whether something that comes every so many steps of a stage comes now, within it; 0 is never."""
+        return every > 0 and 0 < self.state.step < self.steps and self.state.step % every == 0
+
+    def validate(self) -> bool:
+        """The pass over `valid` where it is due and not made yet; whether it is the best so far."""
+        when = f"step {self.global_step}"
+        made = any(evaluation.when == when for evaluation in self.evaluations)
+        return self.due(self.recipe.evaluation.every) and not made and self.evaluate(when, ("valid",))
 
     def step(self, stage: Stage) -> None:
         """The life of one batch."""
@@ -141,13 +152,23 @@ class Loop:
         )
 
     def draw(self, stage: Stage) -> tuple[list[int], Any]:
-        """The step's cases; this rank's are every world-th. orders: their places in the step."""
+        """The step's cases; this rank's are every world-th. orders: their places in the step.
+
+        Bad data that stops the run loses nothing: a checkpoint is made as if the step had not begun.
+        """
+        before = stage.sampler.state_dict()
         drawn = stage.sampler.draw(stage.prompts)
         mine = list(enumerate(drawn))[self.fabric.global_rank :: self.fabric.world_size]
         admitted = self.actor.admit([(stage.datasets[source], index) for _, (source, index) in mine])
+        refused = [error for part in gather(admitted.refused) for error in part]
+        if refused and self.actor.on_error == "stop":
+            stage.sampler.load_state_dict(before)
+            if self.state.step:
+                self.save(stage)
+            raise DataError([problem for error in refused for problem in error.problems])
         for error in admitted.refused:
             self.run.skip(error)
-        self.state.skipped += sum(gather(len(admitted.refused)))
+        self.state.skipped += len(refused)
         return [order for order, _ in mine][: len(admitted.cases)], admitted
 
     def needs_old(self, stage: Stage, groups: int) -> bool:
@@ -157,7 +178,7 @@ class Loop:
         return stage.needs.rollouts and (several or rollout.top_p < 1.0 or rollout.top_k > 0)
 
     def estimate(self, stage: Stage, groups: Sequence[Group], orders: Sequence[int], kl: Any) -> Estimate | None:
-        if stage.advantage is None:
+        if stage.advantage is None or not any(gather(len(groups))):
             return None
         estimated = estimate(stage.advantage, groups, orders, kl)
         for warning in estimated.all_ranks.warnings:
@@ -202,6 +223,7 @@ class Loop:
                 when=when,
                 global_step=self.global_step,
                 seed=self.recipe.seed,
+                skip=self.run.skip,
                 rank=self.fabric.global_rank,
                 world=self.fabric.world_size,
             )
@@ -220,7 +242,7 @@ class Loop:
 
     def improved(self, evaluation: Evaluation) -> bool:
         """Whether `evaluation.best` is the best so far; remembers it."""
-        value = lookup(evaluation, self.recipe.evaluation.best)
+        value = lookup(evaluation, self.recipe.evaluation.best, "evaluation.best")
         if self.state.best is not None and value <= self.state.best:
             return False
         self.state.best = value
@@ -237,32 +259,19 @@ class Loop:
                 self.run.load_reference(self.module, stage.config.name)
         self.optimizer = self.fabric.setup_optimizers(build_optimizer(self.module, stage.config.optimizer))
         if self.resumed is not None and self.state.step:
-            saved = self.resumed.state
-            stage.sampler.load_state_dict(saved["sampler"])
-            if stage.advantage:
-                stage.advantage.load_state_dict(saved["advantage"])
-            moments = self.resumed.tensors["optimizer"]
-            checkpoint.load_optimizer(
-                self.optimizer, self.module.policy.named_parameters(), moments, saved["optimizer"]
-            )
+            self.saver.restore_stage(self.resumed, stage, self.optimizer)
         self.resumed = None
 
-    def resume(self, path: Path) -> None:
-        """Stand where the checkpoint was made."""
-        loaded = checkpoint.load(path)
-        checkpoint.restore(self.module.policy.state_dict().items(), loaded.tensors["policy"])
-        self.state = training_state(loaded.state["training"])
-        for callback in self.callbacks:
-            callback.load_state_dict(loaded.state["callbacks"].get(type(callback).__name__, {}))
-        streams = checkpoint.load_random(path, self.saver.ranks)
-        if streams is not None:
-            checkpoint.set_random_state(streams)
-        self.resumed = loaded
+    def resume(self, path: Path | None) -> None:
+        """Stand where the checkpoint was made; at the start where the run ended before its first one."""
+        if path is not None:
+            self.resumed = self.saver.restore(path, self.callbacks)
+            self.state = training_state(self.resumed.state["training"])
         self.run.rewrite_evaluations(self.evaluations)
-        self.run.log(f"resumed from {path.name}")
+        self.run.log(f"resumed from {path.name if path else 'the start: there is no checkpoint yet'}")
         for logger in self.loggers:
             if hasattr(logger, "rewind"):
-                logger.rewind(self.global_step)
+                logger.rewind(self.global_step if path else -1)
 
     def save(self, stage: Stage, best: bool = False) -> None:
         """A checkpoint of everything that the next step depends on."""
@@ -284,16 +293,8 @@ class Loop:
         for callback in self.callbacks:
             getattr(callback, hook)(trainer=self, pl_module=self.module, **arguments)
 
-    def _loggers(self) -> list[Any]:
-        nodes = self.recipe.loggers
-        return [registry.make("loggers", node, root_dir=str(self.run.path)) for node in nodes]
-
-    def _callbacks(self) -> list[Any]:
-        nodes = list(self.recipe.callbacks)
-        if all(node.name != "progress" for node in nodes):
-            nodes.append(Node("progress"))
-        if self.recipe.evaluation.patience:
-            nodes.append(Node("early_stopping"))
-        config = self.recipe.evaluation
-        made = [registry.make("callbacks", node, monitor=config.best, patience=config.patience) for node in nodes]
-        return [*made, Traces(self.recipe.traces, self.parts.loaded.tokenizer.decode)]
+    def close(self, status: str) -> None:
+        """However the run ended. status: success, interrupted or failed."""
+        for logger in self.loggers:
+            logger.finalize(status)
+        self.call("teardown", stage="fit")

@@ -198,11 +198,11 @@ def lay_out(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layou
             at += n
     order, base = torch.empty(at, dtype=torch.long), 0
     causal, suffix = list[Causal](), list[Suffix]()
-    for batch in _buckets([n * n for n in prompts]):
+    for batch in _buckets([(n, 0) for n in prompts]):
         index = _rows([starts[g] for g in batch], [prompts[g] for g in batch])
         base = _place(order, index, [prompts[g] for g in batch], base)
         causal.append(Causal(index))
-    for batch in _buckets([n * (n + prompts[g]) for g, _, n in spans]):
+    for batch in _buckets([(n, prompts[g]) for g, _, n in spans]):
         chosen = [spans[i] for i in batch]
         index = _rows([start for _, start, _ in chosen], [n for _, _, n in chosen])
         base = _place(order, index, [n for _, _, n in chosen], base)
@@ -212,15 +212,22 @@ def lay_out(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layou
     return Layout(tuple(causal), tuple(suffix), order, tuple(starts), tuple(prompts))
 
 
-def _buckets(costs: Sequence[int]) -> list[list[int]]:
-    """Indices grouped, dearest first, so that each bucket's padded cost stays within PADDING of its own."""
-    buckets, total, top = list[list[int]](), 0, 0
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        if not buckets or (len(buckets[-1]) + 1) * top > PADDING * (total + costs[i]):
-            buckets.append([])
-            total, top = 0, costs[i]
-        buckets[-1].append(i)
-        total += costs[i]
+def _buckets(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Indices grouped so that each bucket's padded cost stays within PADDING of its own. sizes: (own, before) tokens.
+
+    The cost of one is own * (before + own) scores. The dearest come first, each into the first bucket that it fits.
+    """
+    buckets, tops = list[list[int]](), list[tuple[int, int, int]]()  # tops: longest own, longest before, cost unpadded
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][0] * sum(sizes[i])):
+        for b, (own, before, cost) in enumerate(tops):
+            top = max(own, sizes[i][0]), max(before, sizes[i][1]), cost + sizes[i][0] * sum(sizes[i])
+            if (len(buckets[b]) + 1) * top[0] * (top[0] + top[1]) <= PADDING * top[2]:
+                buckets[b].append(i)
+                tops[b] = top
+                break
+        else:
+            buckets.append([i])
+            tops.append((*sizes[i], sizes[i][0] * sum(sizes[i])))
     return buckets
 
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +23,14 @@ from torch import nn
 
 from qoqmed import checkpoint, provenance
 from qoqmed.checkpoint.files import append_row, read_rows, replace_text, to_line
-from qoqmed.config import Recipe, to_dict, to_yaml
+from qoqmed.config import Recipe, load, to_dict, to_yaml
 from qoqmed.errors import DataError, Problem, RunError, near
 from qoqmed.types import Evaluation
 
 _FREE = (  # what may differ between a run and its resumption: it does not change what is learned
     *(f"trainer.{key}" for key in ("out", "devices", "num_nodes", "accelerator", "strategy", "threads")),
-    *("trainer.checkpoint_every", "trainer.keep", "data.root", "data.workers"),
+    *("trainer.checkpoint_every", "trainer.keep"),
+    *(f"data.{key}" for key in ("root", "workers", "on_error")),
     *("loggers", "callbacks", "traces", "evaluation"),
 )
 
@@ -68,15 +70,26 @@ class RunFolder:
     def open(cls, path: Path, command: Sequence[str]) -> RunFolder:
         """An existing folder, locked, to resume in. Its environment file keeps the first start and every later one."""
         run = cls(path)
-        if not run.recipe_file.is_file():
-            runs = [child.parent.name for child in path.parent.glob("*/recipe.yaml")]
-            mend = near(path.name, runs) or "name a folder that `qoqmed fit` made"
-            raise RunError(Problem("this is no run folder", str(path), "no recipe.yaml in it", "a run folder", mend))
+        run.recipe()
         run.lock()
         first = json.loads(run.environment_file.read_text(encoding="utf-8"))
         first["resumed"].append(provenance.environment(command))
         replace_text(run.environment_file, json.dumps(first, indent=2))
         return run
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with. Raises RunError where this is no run folder."""
+        if not self.recipe_file.is_file():
+            runs = [child.parent.name for child in self.path.parent.glob("*/recipe.yaml")]
+            mend = near(self.path.name, runs) or "name a folder that `qoqmed fit` made"
+            got = "no recipe.yaml in it"
+            raise RunError(Problem("this is no run folder", str(self.path), got, "a run folder", mend))
+        return load(self.recipe_file, files=False)
+
+    def discard(self) -> None:
+        """Remove the folder of a start that was refused, unless a step was made in it."""
+        if self._lock is not None and not any(self.traces.iterdir()) and not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
 
     def lock(self) -> None:
         """Raises RunError, naming the process, where another one works in this folder."""

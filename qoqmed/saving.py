@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingState:
-    """Where the loop stands: the stage, the steps done in it and in all, what was measured on the way."""
+    """Where the loop stands: the stage, the steps done in it and in all, what was measured on the way.
+
+    stopping: a callback has asked to end the stage.
+    """
 
     stage: int = 0
     step: int = 0
+    stopping: bool = False
     global_step: int = 0
     skipped: int = 0
     best: float | None = None
@@ -66,6 +71,25 @@ class Saver:
         )
         if best and self.fabric.is_global_zero:
             checkpoint.mark_best(self.run.checkpoints, path)
+
+    def restore(self, path: Path, callbacks: Sequence[Any]) -> checkpoint.Loaded:
+        """Put back the weights, the callbacks' states and the random streams."""
+        loaded = checkpoint.load(path)
+        checkpoint.restore(self.module.policy.state_dict().items(), loaded.tensors["policy"])
+        for callback in callbacks:
+            callback.load_state_dict(loaded.state["callbacks"].get(type(callback).__name__, {}))
+        streams = checkpoint.load_random(path, self.ranks)
+        if streams is not None:
+            checkpoint.set_random_state(streams)
+        return loaded
+
+    def restore_stage(self, loaded: checkpoint.Loaded, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+        """Put back the place in the data, the estimator's state and the optimizer's."""
+        stage.sampler.load_state_dict(loaded.state["sampler"])
+        if stage.advantage:
+            stage.advantage.load_state_dict(loaded.state["advantage"])
+        named, moments = self.module.policy.named_parameters(), loaded.tensors["optimizer"]
+        checkpoint.load_optimizer(optimizer, named, moments, loaded.state["optimizer"])
 
 
 def training_state(saved: dict[str, Any]) -> TrainingState:

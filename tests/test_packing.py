@@ -10,19 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qoqmed.packing import PADDING, Layout, Pack, Prompt, lay_out, pack, prompt_pack
+from qoqmed.packing import PADDING, Layout, Prompt, lay_out, pack, prompt_pack
 from qoqmed.types import Case, Group, Rollout, Target
 
-LENGTHS = st.lists(
-    st.tuples(st.integers(1, 40), st.lists(st.integers(1, 60), max_size=6)), min_size=1, max_size=6
-)  # (prompt, its responses) of each group
+
+def lengths(prompt: int, response: int) -> st.SearchStrategy[list[tuple[int, list[int]]]]:
+    """(prompt, its responses) of each group, up to so many tokens."""
+    responses = st.lists(st.integers(1, response), max_size=4)
+    return st.lists(st.tuples(st.integers(1, prompt), responses), min_size=1, max_size=4)
 
 
-def prompt(length: int, start: int | None = None, name: str = "a") -> Prompt:
-    """Tokens 100, 101, ..; `start` below `length`, as behind pictures, gives positions that end before it."""
+def prompt(length: int, start: int | None = None, name: str = "a", first: int = 100) -> Prompt:
+    """Tokens first, first + 1, ..; `start` below `length`, as behind pictures, gives positions that end before it."""
     start = length if start is None else start
     positions = torch.arange(length).clamp(max=start - 1).expand(3, -1)
-    return Prompt(name, 100 + torch.arange(length), positions, start)
+    return Prompt(name, first + torch.arange(length), positions, start)
 
 
 def group(prompt: Prompt, lengths: Sequence[int], trainable: tuple[bool, ...] = ()) -> Group:
@@ -91,12 +93,12 @@ def test_who_sees_whom_by_hand() -> None:
     assert defined(groups).tolist() == expected
 
 
-@given(LENGTHS)
+@given(lengths(8, 10))
 def test_who_sees_whom_is_as_defined(groups: list[tuple[int, list[int]]]) -> None:
     assert torch.equal(seen(lay(groups)), defined(groups))
 
 
-@given(LENGTHS)
+@given(lengths(8, 10))
 def test_order_finds_every_token_once(groups: list[tuple[int, list[int]]]) -> None:
     """Places are distinct, and the place of token t holds token t."""
     layout = lay(groups)
@@ -114,7 +116,7 @@ def test_order_is_a_permutation_where_nothing_is_padded() -> None:
     assert [batch.own.tolist() for batch in layout.responses] == [[[3, 4], [5, 6], [10, 11]]]
 
 
-@given(LENGTHS)
+@given(lengths(60, 60))
 def test_buckets_keep_within_the_padding_allowed(groups: list[tuple[int, list[int]]]) -> None:
     """Scores that attention computes for a batch against those its rows need alone."""
     layout = lay(groups)
@@ -155,9 +157,10 @@ def test_pack_by_hand() -> None:
     assert item.pixel_values is None and item.image_slots is None and not item.series
 
 
-@given(LENGTHS, st.integers(1, 300))
+@given(lengths(40, 60), st.integers(1, 300))
 def test_every_token_of_every_response_is_predicted_once(groups: list[tuple[int, list[int]]], budget: int) -> None:
-    made = [group(prompt(length, start=length + 5), own) for length, own in groups]
+    """By the last row of its own prompt or by the token before it; positions go on from the prompt's `start`."""
+    made = [group(prompt(length, length + 5, first=10**6 * (g + 1)), own) for g, (length, own) in enumerate(groups)]
     packs = pack(made, budget)
     members = [member for item in packs for member in item.members]
     assert members == [(g, i) for g, (_, own) in enumerate(groups) for i in range(len(own))]
@@ -167,22 +170,13 @@ def test_every_token_of_every_response_is_predicted_once(groups: list[tuple[int,
             mine = item.response == number
             targets, sources = item.targets[mine], item.sources[mine]
             assert targets.tolist() == list(made[g].rollouts[i].token_ids)
-            last = item.layout.prompt_starts[row_group(item, number)] + groups[g][0] - 1
-            assert sources[0] == last
+            assert item.token_ids[sources[0]] == made[g].prompt.token_ids[-1]
             assert torch.equal(item.token_ids[sources[1:]], targets[:-1])
-            own = torch.cat([sources[1:], sources[-1:] + 1]) if len(targets) > 1 else None
-            if own is not None:
-                start = groups[g][0] + 5
-                assert item.positions[:, own].tolist() == [list(range(start, start + len(targets)))] * 3
+            start = groups[g][0] + 5
+            assert item.positions[:, sources[1:]].tolist() == [list(range(start, start + len(targets) - 1))] * 3
 
 
-def row_group(item: Pack, number: int) -> int:
-    """Which prompt of the row the response stands behind: the members' groups in order of appearance."""
-    groups = [g for g, _ in item.members]
-    return list(dict.fromkeys(groups)).index(groups[number])
-
-
-@given(LENGTHS, st.integers(1, 300))
+@given(lengths(40, 60), st.integers(1, 300))
 def test_rows_keep_to_the_budget(groups: list[tuple[int, list[int]]], budget: int) -> None:
     """A row passes it only where a single response with its prompt does (or a prompt alone)."""
     for item in pack([group(prompt(length), own) for length, own in groups], budget):

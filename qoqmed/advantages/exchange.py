@@ -35,21 +35,25 @@ def _row_problems(row: Mapping[str, Any], where: str) -> list[Problem]:
     return problems
 
 
-def from_rows(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
-    """Rows -> a table whose rollouts are in the rows' order. Raises DataError with every fault found."""
+def from_rows(rows: Sequence[Mapping[str, Any]], places: Sequence[str] = ()) -> RewardTable:
+    """Rows -> a table whose rollouts are in the rows' order. Raises DataError with every fault found.
+
+    places: what to call each row, such as file:line; "row 1", .. where they are not given.
+    """
     if not rows:
         raise DataError(Problem("no rows", expected="a rollout a line"))
-    problems = [problem for index, row in enumerate(rows) for problem in _row_problems(row, f"row {index + 1}")]
+    places = places or [f"row {index + 1}" for index in range(len(rows))]
+    problems = [problem for row, place in zip(rows, places, strict=True) for problem in _row_problems(row, place)]
     domains: dict[str, str] = {}
     for index, row in enumerate(rows):
         question, domain = str(row.get("question")), str(row.get("domain"))
         if domains.setdefault(question, domain) != domain:
             got = f"{domain!r}, and {domains[question]!r} before"
-            problems.append(Problem(f"question {question!r} is in two domains", f"row {index + 1}", got=got))
+            problems.append(Problem(f"question {question!r} is in two domains", places[index], got=got))
     optional = {key: [row.get(key) for row in rows] for key in ("kl", "difficulty")}
     for key, values in optional.items():
         if None in values and any(value is not None for value in values):
-            where = f"row {values.index(None) + 1}"
+            where = places[values.index(None)]
             problems.append(Problem(f"{key} is missing", where, expected=f"{key} in every row or in none"))
     if problems:
         raise DataError(problems)

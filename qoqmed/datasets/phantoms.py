@@ -26,10 +26,10 @@ SLICES = 6
 ROWS = ("upper", "middle", "lower")
 COLUMNS = ("left", "central", "right")
 SCENERY = 0.5  # how strongly the anatomy shows
-LIGHT = 1.0  # red and blue are multiplied by 1 - LIGHT/2 .. 1 + LIGHT/2 across the image
-CONTRAST = (0.25, 0.40)  # a lesion against its background, in full intensities
+LIGHT = 0.8  # red and blue are multiplied by 1 - LIGHT/2 .. 1 + LIGHT/2 across the image
+CONTRAST = (0.25, 0.38)  # a lesion against its background, in full intensities
 NOISE = 0.04  # standard deviation of the pixel noise, in full intensities
-BLOCK_PX = 7  # a mottled lesion is made of blocks of this side
+BLOCK_PX = 7  # a mottled lesion is a chequered pattern of blocks of this side
 
 
 @dataclass(frozen=True)
@@ -73,44 +73,44 @@ class Phantom:
 
 
 DOMAINS: tuple[Domain, ...] = (
-    Domain("chest_xray", 0.36, (0.0, 0.0, 0.0), 0.42, "lungs", (
+    Domain("chest_xray", 0.36, (0.0, 0.0, 0.0), 0.48, "lungs", (
         Finding("nodule", 0.32, "bright", "round"),
         Finding("effusion", 0.22, "bright", "solid"),
         Finding("cavity", 0.16, "bright", "ringed"),
         Finding("pneumothorax", 0.15, "dark", "solid"),
         Finding("edema", 0.15, "bright", "striped"),
     )),
-    Domain("ct", 0.16, (-0.03, -0.03, 0.04), 0.41, "trunk", (
+    Domain("ct", 0.16, (-0.03, -0.03, 0.04), 0.47, "trunk", (
         Finding("stone", 0.38, "bright", "round"),
         Finding("cyst", 0.34, "dark", "round"),
         Finding("carcinoma", 0.28, "bright", "mottled"),
     ), slices=SLICES),
-    Domain("mri", 0.12, (-0.06, 0.0, 0.06), 0.40, "skull", (
+    Domain("mri", 0.12, (-0.06, 0.0, 0.06), 0.46, "skull", (
         Finding("meningioma", 0.38, "bright", "solid"),
         Finding("glioma", 0.34, "bright", "ringed"),
         Finding("infarct", 0.28, "dark", "solid"),
     ), slices=SLICES),
-    Domain("pathology", 0.10, (0.06, -0.12, 0.06), 0.44, "tissue", (
+    Domain("pathology", 0.10, (0.06, -0.12, 0.06), 0.50, "tissue", (
         Finding("tumor", 0.38, "dark", "mottled"),
         Finding("stroma", 0.34, "dark", "striped"),
         Finding("necrosis", 0.28, "bright", "solid"),
     )),
-    Domain("dermoscopy", 0.08, (0.10, 0.0, -0.08), 0.43, "skin", (
+    Domain("dermoscopy", 0.08, (0.10, 0.0, -0.08), 0.49, "skin", (
         Finding("nevus", 0.40, "dark", "round"),
         Finding("melanoma", 0.34, "dark", "mottled"),
         Finding("keratosis", 0.26, "dark", "ringed"),
     )),
-    Domain("fundus", 0.06, (0.12, -0.04, -0.12), 0.42, "retina", (
+    Domain("fundus", 0.06, (0.12, -0.04, -0.12), 0.48, "retina", (
         Finding("drusen", 0.38, "bright", "round"),
         Finding("hemorrhage", 0.34, "dark", "solid"),
         Finding("exudate", 0.28, "bright", "mottled"),
     )),
-    Domain("mammography", 0.03, (-0.04, 0.06, -0.04), 0.41, "breast", (
+    Domain("mammography", 0.03, (-0.04, 0.06, -0.04), 0.47, "breast", (
         Finding("mass", 0.38, "bright", "solid"),
         Finding("calcification", 0.34, "bright", "mottled"),
         Finding("distortion", 0.28, "bright", "striped"),
     )),
-    Domain("ultrasound", 0.03, (-0.08, -0.02, 0.08), 0.40, "fan", (
+    Domain("ultrasound", 0.03, (-0.08, -0.02, 0.08), 0.46, "fan", (
         Finding("cyst", 0.38, "dark", "round"),
         Finding("fibroadenoma", 0.34, "dark", "solid"),
         Finding("malignancy", 0.28, "dark", "mottled"),
@@ -173,7 +173,7 @@ def _cell_grid() -> tuple[Floats, Floats]:
     return y, x
 
 
-def _texture(name: str, rng: np.random.Generator) -> Floats:
+def _texture(name: str) -> Floats:
     """How strongly each pixel of the cell shows the lesion: [CELL_PX, CELL_PX] in 0..1."""
     y, x = _cell_grid()
     radius = np.hypot(y, x)
@@ -188,9 +188,8 @@ def _texture(name: str, rng: np.random.Generator) -> Floats:
             stripes = (np.arange(CELL_PX) // 3 % 2 == 0).astype(np.float64)
             return np.repeat(stripes[:, None], CELL_PX, axis=1)
         case "mottled":
-            blocks = CELL_PX // BLOCK_PX
-            on = rng.permutation(blocks * blocks).reshape(blocks, blocks) % 2  # half of the blocks, always
-            return on.repeat(BLOCK_PX, 0).repeat(BLOCK_PX, 1).astype(np.float64)
+            block = np.arange(CELL_PX) // BLOCK_PX
+            return ((block[:, None] + block[None, :]) % 2).astype(np.float64)
     raise ValueError(f"no texture named {name!r}")
 
 
@@ -231,7 +230,7 @@ def draw(domain: str, rng: np.random.Generator) -> Phantom:
     y, x = np.meshgrid(step, step, indexing="ij")
     background = kind.level + SCENERY * dict(SCENES)[kind.scene](x, y)
     strength = (1.0 if finding.polarity == "bright" else -1.0) * rng.uniform(*CONTRAST)
-    lesion = strength * _texture(finding.texture, rng) * _outline()
+    lesion = strength * _texture(finding.texture) * _outline()
 
     def expose(fade: float) -> npt.NDArray[np.uint8]:
         scene = background.copy()

@@ -11,17 +11,17 @@ from rich.table import Table
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
     """`{"overall": .., "domains": .., "datasets": ..}`: a row for all, each domain, each of its data sets."""
-    rows: dict[str, Mapping[str, float]] = {"overall": result["overall"]}
+    rows: list[tuple[str, Mapping[str, float]]] = [("overall", result["overall"])]
     for domain, values in result["domains"].items():
-        rows[domain] = values
+        rows.append((domain, values))
         own = {name: of for name, of in result["datasets"].items() if name.partition("/")[0] == domain}
         if len(own) > 1:  # a domain's only data set would repeat its row
-            rows |= {f"  {name.partition('/')[2]}": of for name, of in own.items()}
-    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+            rows += [(f"  {name.partition('/')[2]}", of) for name, of in own.items()]
+    columns = list(dict.fromkeys(name for _, values in rows for name in values))
     table = Table("", *columns, title="Metrics")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, values in rows.items():
+    for name, values in rows:
         table.add_row(name, *(number(values.get(column)) for column in columns), end_section=name == "overall")
     return table
 

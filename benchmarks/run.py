@@ -1,0 +1,22 @@
+"""All benchmarks that run on a CPU in minutes, one after the other: `make bench`, or `python benchmarks/run.py NAME ...`."""
+
+from __future__ import annotations
+
+import sys
+
+import packed_update
+import step_phases
+
+ALL = {"packed_update": packed_update.main, "step_phases": step_phases.main}
+
+
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        sys.exit(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+    for name in names or ALL:
+        ALL[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
