@@ -224,7 +224,8 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Reci
         restore_policy(folder, loaded.policy)
         return actor, recipe
     if (folder / "config.json").is_file():
-        bare = {"name": folder.name, "model": {"path": str(folder)}, "stages": [{"name": "none", "objective": "sft"}]}
+        unused = {"name": "none", "objective": "sft", "data": {"train": [{"name": "synthetic", "size": 1}]}}
+        bare = {"name": folder.resolve().name, "model": {"path": str(folder)}, "stages": [unused]}
         recipe = config.load(bare, overrides)
     elif folder.is_dir():
         expected = "a run folder (recipe.yaml), a transformers checkpoint (config.json) or a recipe file"

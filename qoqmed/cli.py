@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ Deep = Annotated[bool, typer.Option("--deep", help="Import the plugins that it n
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. `--debug` counts wherever it stands."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads that spin starve a shared CPU
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

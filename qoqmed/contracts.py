@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qoqmed.types import Case, Group, Needs, Prediction, Reading, Rollout, Sampling, Verdict
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
@@ -155,13 +156,16 @@ class Objective(Protocol):
 
 
 class PolicyHandle(Protocol):
-    """What a rollout engine may see of the policy; the methods from `prefill` on serve the engine `torch`."""
+    """What a rollout engine may see of the policy; the methods from `whole` on serve the engine `torch`."""
 
     stop_token_ids: frozenset[int]
     banned_token_ids: frozenset[int]  # never sampled, never in the softmax: media tokens, ids beyond the tokenizer
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text, without the stop token."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights: what it computes takes no part of other processes."""
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
         """Run the prompts once -> `hidden` [P, D] of their last tokens, `starts` [P] (the next positions), a cache."""

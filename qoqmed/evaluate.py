@@ -32,6 +32,7 @@ def evaluate(
     predictions: a file to write the predictions to. Returns {"overall", "domains", "datasets"}.
     """
     actor, recipe = load(target, overrides)
+    actor.handle.policy.eval()
     found = splits(recipe)
     chosen = split or ("test" if "test" in found else "valid")
     if chosen not in found:

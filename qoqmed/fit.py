@@ -67,6 +67,7 @@ def fit(
 def train(loop: Loop, found: Path | None, from_run: str | None) -> Result:
     """The loop, from where the run `found` stands, or from another run's weights, or from the start."""
     status = "failed"
+    loop.run.log("started" if found is None else "opened again")
     try:
         if found is not None:
             loop.resume(checkpoint.latest(found / "checkpoints"))
@@ -78,6 +79,7 @@ def train(loop: Loop, found: Path | None, from_run: str | None) -> Result:
         loop.call("on_exception", exception=error)
         raise
     finally:
+        loop.run.log(f"{status} at step {loop.global_step}")
         loop.close(status)
     return result
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+ECHO_S = 1.0
+
 
 class Interrupts:
-    """`with Interrupts() as stop:` ... `if stop.asked:`. A second signal is not held back."""
+    """`with Interrupts() as stop:` ... `if stop.asked:`. A second signal is not held back.
+
+    One Ctrl-C reaches a rank twice, from the terminal and from torchrun: within `ECHO_S` they are one.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._first_s = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -28,6 +35,7 @@ class Interrupts:
             signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._first_s > ECHO_S:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self._first_s = True, time.monotonic()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.run import parse_args, run
 from torch.distributed.tensor import DTensor
 
 from qoqmed.media.torchvision_ops import repair
@@ -59,14 +62,19 @@ def under_launcher() -> bool:
     return any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"))
 
 
-def relaunch(arguments: Sequence[str], devices: int) -> None:
-    """Replace this process by torchrun with `devices` ranks of `python -m qoqmed ARGUMENTS`."""
+def relaunch(arguments: Sequence[str], devices: int) -> NoReturn:
+    """Run torchrun with `devices` ranks of `python -m qoqmed ARGUMENTS`, and exit as the first rank that failed did."""
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}", "--max_restarts=0"]
-    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "qoqmed", *arguments])
+    options = ["--standalone", f"--nproc_per_node={devices}", "--max_restarts=0", "-m", "qoqmed", *arguments]
+    try:
+        run(parse_args(options))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    except SignalException as stop:  # the ranks had it too, and have saved
+        raise SystemExit(128 + stop.sigval) from None
+    raise SystemExit(0)
 
 
 def make_fabric(accelerator: str, devices: int, num_nodes: int, strategy: str, precision: str) -> Fabric:
@@ -85,6 +93,24 @@ def count_devices(devices: int | str, accelerator: str) -> int:
     if isinstance(devices, int):
         return devices
     return max(1, torch.cuda.device_count()) if accelerator in ("auto", "cuda") else 1
+
+
+@contextmanager
+def whole(policy: nn.Module) -> Iterator[None]:
+    """Every rank holds all of the policy's weights inside: each may do as many forwards as its own responses take.
+
+    A collective where the policy is sharded.
+    """
+    shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(True, recurse=False)
+            shard.reshard()
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -81,12 +81,23 @@ def score(
     if not (old or reference):
         return Scored({}, {})
     packs = pack(groups, budget)
-    filled = packs + packs[-1:] * (max(gather(len(packs))) - len(packs))
+    filled = level(packs)
     mine, theirs = dict[Member, Tensor](), dict[Member, Tensor]()
     for item, scores in zip(packs, module.score(filled, temperature, old=old, reference=reference), strict=False):
         mine |= _by_member(item, scores.old)
         theirs |= _by_member(item, scores.reference)
     return Scored(mine, theirs)
+
+
+def level(packs: list[Pack]) -> list[Pack]:
+    """This rank's packs, and after them as many idle ones as bring all ranks to the same number of forwards."""
+    counts = gather(len(packs))
+    if min(counts) == max(counts):
+        return packs
+    idle = packs[-1:]
+    if min(counts) == 0:  # a rank without a case of its own borrows another's
+        idle = next(part for part in gather(idle) if part)
+    return packs + idle * (max(counts) - len(packs))
 
 
 def _by_member(item: Pack, values: Tensor | None) -> dict[Member, Tensor]:
@@ -154,15 +165,16 @@ class Updater:
         batch = [groups[g] for g in members]
         totals = self._totals(batch)
         packs = pack(batch, self.budget)
-        forwards = max(gather(len(packs)))
-        if totals.sequences == 0 or forwards == 0:
+        forwards = level(packs)
+        if totals.sequences == 0:
             return [], None, [], 0
         micros, gaps, tokens = list[Micro](), list[Tensor](), 0
-        for number in range(forwards):
+        for number, item in enumerate(forwards):
             real = number < len(packs)
-            item = packs[number] if real else packs[-1]
-            places = [(members[g], i) for g, i in item.members]
-            weights = None if advantages is None else torch.tensor([advantages[g][i] for g, i in places])
+            places = [(members[g], i) for g, i in item.members] if real else []
+            weights = None if advantages is None else torch.zeros(len(item.members))
+            if advantages is not None and real:
+                weights = torch.tensor([advantages[g][i] for g, i in places])
             micro = self.module.training_step(
                 item,
                 Scores(_gathered(scored.old, places), _gathered(scored.reference, places)),
@@ -172,7 +184,7 @@ class Updater:
                 self.temperature,
                 self.max_length,
             )
-            self._sync(number == forwards - 1)
+            self._sync(number == len(forwards) - 1)
             scale = float(self.fabric.world_size) if real else 0.0  # gradients are averaged over ranks
             self.fabric.backward(micro.loss.value * scale)
             if real:
@@ -207,7 +219,7 @@ class Updater:
 
 
 def _gathered(values: Mapping[Member, Tensor], places: Sequence[Member]) -> Tensor | None:
-    return torch.cat([values[place] for place in places]) if values else None
+    return torch.cat([values[place] for place in places]) if values and places else None
 
 
 def _gap(micro: Micro, groups: Sequence[Group], places: Sequence[Member]) -> list[Tensor]:

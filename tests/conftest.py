@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # read by torch when it is import
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
 
+pytest_plugins = ["tiny_run"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 _LEFT_OUT = pytest.StashKey[list[str]]()
 

@@ -8,6 +8,7 @@ target says truly what is seen; the question is left to the task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.types import Box, Case, Mask, Medium, Target
 
 DATASET = "synthetic"
+MOST_OTHERS = 3  # in a differential, beside the true label
 SHARES: Mapping[str, float] = {
     **{domain.name: domain.share for domain in phantoms.DOMAINS},
     heartbeat.DOMAIN: heartbeat.SHARE,
@@ -23,7 +25,11 @@ SHARES: Mapping[str, float] = {
 
 
 class Synthetic:
-    """domains: all nine where none are named. balanced: as many of each, in turn; otherwise skewed as `SHARES` are."""
+    """domains: all nine where none are named. balanced: as many of each, in turn; otherwise skewed as `SHARES` are.
+
+    differential: share of the cases that are reported as a differential diagnosis: the true label first, then one to
+    three others of the label space. Such labels are what a cautious report says, not what is to be scored.
+    """
 
     def __init__(
         self,
@@ -32,13 +38,15 @@ class Synthetic:
         domains: Sequence[str] | None = None,
         balanced: bool = False,
         task: str = "diagnosis",
+        differential: float = 0.0,
     ) -> None:
         names = list(SHARES) if domains is None else list(domains)
         check(within("size", size, low=1), within("seed", seed, low=0), within("domains", len(names), low=1))
         check(*(one_of("domain", name, list(SHARES)) for name in names))
-        self._seed, self._task = seed, task
+        check(within("differential", differential, low=0, high=1))
+        self._seed, self._task, self._differential = seed, task, differential
         self.domains = _domains(size, seed, names, balanced)
-        self.fingerprint = f"synthetic {seed} {'balanced' if balanced else 'skewed'} {' '.join(names)}"
+        self.fingerprint = f"synthetic {seed} {'balanced' if balanced else 'skewed'} {differential:g} {' '.join(names)}"
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -49,8 +57,10 @@ class Synthetic:
         case_id = f"synthetic-{self._seed}-{position}"
         rng = np.random.default_rng((self._seed, position))
         if domain == heartbeat.DOMAIN:
-            return _electrocardiogram(case_id, heartbeat.record(rng), self._task)
-        return _picture(case_id, phantoms.draw(domain, rng), self._task)
+            case = _electrocardiogram(case_id, heartbeat.record(rng), self._task)
+        else:
+            case = _picture(case_id, phantoms.draw(domain, rng), self._task)
+        return _reported(case, rng) if rng.random() < self._differential else case
 
 
 def _domains(size: int, seed: int, names: Sequence[str], balanced: bool) -> list[str]:
@@ -74,3 +84,12 @@ def _electrocardiogram(case_id: str, drawn: heartbeat.Heartbeat, task: str) -> C
     medium = Medium("ecg", array=drawn.signal_mv)
     target = Target(labels=(drawn.label,), text=drawn.look)
     return Case(case_id, heartbeat.DOMAIN, DATASET, task, "", (medium,), drawn.label_space, target)
+
+
+def _reported(case: Case, rng: np.random.Generator) -> Case:
+    """The case with a differential as its labels and on its boxes: the true label, then others in random order."""
+    others = [label for label in case.label_space if label not in (case.target.labels or ())]
+    count = int(rng.integers(1, min(len(others), MOST_OTHERS) + 1))
+    labels = (*(case.target.labels or ()), *(others[i] for i in rng.permutation(len(others))[:count]))
+    boxes = tuple(replace(box, label="") for box in case.target.boxes or ()) or None
+    return replace(case, target=replace(case.target, labels=labels, boxes=boxes))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
+from qoqmed import parallel
 from qoqmed.packing import Prompt
 from qoqmed.policy.attention import Decode
 from qoqmed.policy.policy import ClinicalPolicy, Prefix
@@ -29,6 +31,9 @@ class LivePolicy:
         """A gold response -> its token ids, with the stop token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*ids, int(self.tokenizer.eos_token_id))
+
+    def whole(self) -> AbstractContextManager[None]:
+        return parallel.whole(self.policy)
 
     def prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         return self.policy.prefill(prompts)

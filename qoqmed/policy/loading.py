@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qoqmed import registry
-from qoqmed.errors import Problem, UserError
+from qoqmed.errors import Problem, UserError, near
 from qoqmed.policy import tiny
 from qoqmed.policy.policy import ClinicalPolicy
 
@@ -36,11 +39,23 @@ def load_tiny(
     logprob_chunk: int = 512,
 ) -> Loaded:
     """The embedded policy: a tokenizer trained on `texts`, weights from `seed`."""
-    size = tiny.TinySize(**options)
+    size = _size(options)
     tokenizer = tiny.tokenizer(texts, size)
     _add_placeholders(tokenizer, encoders)
     backbone = registry.load("backbones", "qwen2_5_vl")(tiny.model(tokenizer, size, seed))
     return _policy(backbone, tokenizer, tiny.image_processor(), encoders, seed, logprob_chunk)
+
+
+def _size(options: Mapping[str, Any]) -> tiny.TinySize:
+    known = [field.name for field in fields(tiny.TinySize)]
+    problems = [
+        Problem("unknown key", f"model.options.{name}", str(value), f"one of {', '.join(known)}", near(name, known))
+        for name, value in options.items()
+        if name not in known
+    ]
+    if problems:
+        raise UserError(problems)
+    return tiny.TinySize(**options)
 
 
 def load_path(
@@ -53,27 +68,54 @@ def load_path(
     gradient_checkpointing: bool = False,
     logprob_chunk: int = 512,
 ) -> Loaded:
-    """A local transformers checkpoint (safetensors). The backbone is the plugin whose model_type the checkpoint has."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    adapter = _backbone(backbone or config.model_type)
-    model = adapter.model_class.from_pretrained(
-        path,
-        dtype=getattr(torch, dtype),
-        attn_implementation=dict(adapter.attention),
-        local_files_only=True,
-        use_safetensors=True,
-    )
+    """A local transformers checkpoint (safetensors). The backbone is the plugin whose model_type the checkpoint has.
+
+    Raises UserError, naming the folder, where it is none or cannot be read. Code that it may hold is never run.
+    """
+    adapter = _backbone(backbone or _model_type(path))
+    with _reading(path):
+        model, report = adapter.model_class.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=dict(adapter.attention),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:  # transformers only logs that it made them up
+            raise ValueError(f"it lacks the weights {', '.join(sorted(report['missing_keys']))}")
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     template = path / "chat_template.jinja"
     if tokenizer.chat_template is None and template.exists():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     _add_placeholders(tokenizer, encoders)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(len(tokenizer))
     return _policy(adapter(model), tokenizer, images, encoders, seed, logprob_chunk)
+
+
+def _model_type(path: Path) -> str:
+    """As config.json has it: transformers would refuse, and name no key, what it does not know itself."""
+    file = path / "config.json"
+    if not file.is_file():
+        expected = "a folder with config.json, safetensors and a tokenizer"
+        raise UserError(Problem("no checkpoint here", where="model.path", got=str(path), expected=expected))
+    with _reading(path):
+        return str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:  # boundary: by these transformers says what is wrong
+        what = f"the checkpoint cannot be read: {' '.join(str(error).split())[:300]}"
+        raise UserError(Problem(what, where="model.path", got=str(path))) from error
 
 
 def _backbone(name: str) -> Any:

@@ -89,8 +89,9 @@ class ClinicalPolicy(nn.Module):
             features = backbone.image_features(pack.pixel_values.to(embeds.dtype), pack.grids)
             embeds = embeds.index_copy(0, pack.image_slots, features.to(embeds.dtype))
         for modality, series in pack.series.items():
-            features, _ = self.encoders[modality](series)  # [B, n, D']
-            tokens = self.projectors[modality](features).flatten(0, 1)  # [B * n, D]
+            encoder, projector = self.encoders[modality], self.projectors[modality]
+            features, _ = encoder(series.to(next(encoder.parameters(), series).dtype))  # [B, n, D']
+            tokens = projector(features.to(projector.weight.dtype)).flatten(0, 1)  # [B * n, D]
             embeds = embeds.index_copy(0, pack.series_slots[modality], tokens.to(embeds.dtype))
         return backbone.hidden(embeds, pack.positions, segments)
 

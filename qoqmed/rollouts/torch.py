@@ -15,7 +15,7 @@ from qoqmed.contracts import PolicyHandle
 from qoqmed.packing import Prompt
 from qoqmed.types import Rollout, Sampling
 
-COMPACT = 0.75  # drop finished rows when fewer than this share is alive
+COMPACT = 0.75  # drop finished rows once this share of the grid, or less, goes on
 
 
 class TorchRollouts:
@@ -31,9 +31,10 @@ class TorchRollouts:
         """`sampling.n` rollouts for each prompt, in order; rollout i of a prompt draws from the stream (seed, i)."""
         at_once = max(1, self.batch // sampling.n)
         out: list[list[Rollout]] = []
-        for start in range(0, len(prompts), at_once):
-            part = slice(start, start + at_once)
-            out += self._batch(prompts[part], sampling, seeds[part])
+        with self.policy.whole():
+            for start in range(0, len(prompts), at_once):
+                part = slice(start, start + at_once)
+                out += self._batch(prompts[part], sampling, seeds[part])
         return out
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -64,10 +65,10 @@ class TorchRollouts:
             alive = alive & ~ended
             if t + 1 == longest or not alive.any():
                 break
-            if alive.float().mean() < COMPACT:
-                prompt_index, keep, n = grid(alive.view(-1, n))
-                cache.keep(prompt_index, keep, n)
-                row, alive, drawn = row[keep], alive[keep], drawn[keep]
+            going_on, keep, widest = grid(alive.view(-1, n))
+            if len(keep) <= COMPACT * len(row):
+                cache.keep(going_on, keep, widest)
+                row, alive, drawn, n = row[keep], alive[keep], drawn[keep], widest
             hidden = policy.decode(drawn, starts[row] + t, cache)
         return self._collect(prompts, sampling, seeds, tokens, log_probs, length, stop)
 
