@@ -1,7 +1,7 @@
 """Packed against naive update: CPU seconds and peak memory of one forward and backward over a step's groups.
 
-naive: every response a padded row of its own with its prompt and its pixels, full logits, log_softmax, transformers' own
-SDPA forward. packed: qoqmed's packs and chunked head. Each measurement is a process of its own, variants interleaved,
+naive: every response a padded row of its own with its prompt and its pixels, full logits, transformers' own SDPA
+forward. packed: qoqmed's packs and chunked head. Each measurement is a process of its own, variants interleaved,
 one thread; memory is the peak resident set over that after a warm-up on a small batch.
 """
 

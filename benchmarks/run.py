@@ -1,13 +1,14 @@
-"""All benchmarks that run on a CPU in minutes, one after the other: `make bench`, or `python benchmarks/run.py NAME ...`."""
+"""All benchmarks that run on a CPU (the last takes twenty minutes): `make bench`, or `benchmarks/run.py NAME ...`."""
 
 from __future__ import annotations
 
 import sys
 
+import learnability
 import packed_update
 import step_phases
 
-ALL = {"packed_update": packed_update.main, "step_phases": step_phases.main}
+ALL = {"packed_update": packed_update.main, "step_phases": step_phases.main, "learnability": learnability.main}
 
 
 def main(names: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,22 +121,23 @@ class Loop:
         with self.phase("data"):
             orders, admitted = self.draw(stage)
         with self.phase("collect"):
-            sampling = self.parts.sampling
-            actor = self.actor.at(admitted, sampling, self.recipe.seed, stage.config.name, self.state.step)
+            key = (self.recipe.seed, stage.config.name, self.state.step)
+            actor = self.actor.at(admitted, self.parts.sampling, *key)
             self.module.eval()
             groups = objective.collect(admitted.cases, actor)
             self.module.train()
         with self.phase("score"):
             temperature = rollout.temperature if stage.needs.rollouts else 1.0
-            old = self.needs_old(stage, len(groups))
-            budget = self.recipe.trainer.tokens_per_pack
-            scored = score(self.module, groups, budget, temperature, old=old, reference=stage.needs.reference)
+            needs = {"old": self.needs_old(stage), "reference": stage.needs.reference}
+            scored = score(self.module, groups, self.recipe.trainer.tokens_per_pack, temperature, **needs)
+            if self.state.step == 0 and scored.reference:
+                # The policy still is the reference: their KL is 0, not the difference between two ways to compute it.
+                scored = replace(scored, old=scored.reference)
         with self.phase("advantage"):
             estimated = self.estimate(stage, groups, orders, kl_of(groups, scored))
             self.advantages = estimated.advantages if estimated else ()
         with self.phase("update"):
-            update = self.updater(stage, temperature)
-            updated = update(groups, scored, estimated.advantages if estimated else None)
+            updated = self.updater(stage, temperature)(groups, scored, estimated.advantages if estimated else None)
         with self.phase("sync"):
             self.actor.engine.sync(self.module.weights())
 
@@ -145,11 +146,8 @@ class Loop:
         everyone = facts(groups)
         numbers = metrics(everyone, updated, estimated, lr, self.seconds) | {"skipped_cases": float(self.state.skipped)}
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
-        self.report(
-            stage,
-            groups,
-            StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains),
-        )
+        step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
+        self.report(stage, groups, step)
 
     def draw(self, stage: Stage) -> tuple[list[int], Any]:
         """The step's cases; this rank's are every world-th. orders: their places in the step.
@@ -171,7 +169,7 @@ class Loop:
         self.state.skipped += len(refused)
         return [order for order, _ in mine][: len(admitted.cases)], admitted
 
-    def needs_old(self, stage: Stage, groups: int) -> bool:
+    def needs_old(self, stage: Stage) -> bool:
         """Whether the ratio moves within a step, or sampling was not from the whole distribution."""
         several = stage.objective.epochs > 1 or 0 < stage.objective.minibatch < stage.prompts
         rollout = self.recipe.rollout

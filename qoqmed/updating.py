@@ -196,6 +196,9 @@ class Updater:
     def _step(self) -> float | None:
         """Clip and step; gradients that are not finite leave the weights as they are (None)."""
         parameters = list(self.module.trained().values())
+        for parameter in parameters:  # an encoder that no case of this minibatch has: as in FSDP, its gradient is 0
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = full(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         finite = bool(torch.isfinite(norm))
         if finite:

@@ -24,7 +24,7 @@ MEDIA: tuple[Medium, ...] = (tiny.picture(1, 56, 84), tiny.ecg(1))
 
 @pytest.fixture(scope="module")
 def source() -> Loaded:
-    return tiny.load(sharpen=8.0)
+    return tiny.load(tiny.SHARP)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ CASES: Mapping[str, tuple[Medium, ...]] = {
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    loaded = tiny.load(sharpen=8.0)
+    loaded = tiny.load(tiny.SHARP)
     loaded.policy.train()
     return loaded
 

@@ -57,7 +57,7 @@ def hasten(logits: Tensor, handle: LivePolicy) -> Tensor:
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    loaded = tiny.load(sharpen=8.0)
+    loaded = tiny.load(tiny.SHARP)
     loaded.policy.eval()
     return loaded
 
@@ -131,7 +131,7 @@ def test_rollouts_equal_a_naive_sampler_where_many_end_early(
     temperature: float, loaded: Loaded, plain: ClinicalPolicy, prompts: list[Prompt]
 ) -> None:
     """Tokens and log-probs, while finished rows are dropped from the cache again and again."""
-    handle = Hasty(loaded.policy, loaded.tokenizer, bonus=3.5)
+    handle = Hasty(loaded.policy, loaded.tokenizer, bonus=3.5 * temperature)
     sampling = Sampling(n=6, temperature=temperature, max_new_tokens=18)
     out = engine(handle).generate(prompts, sampling, SEEDS)
     lengths = sorted(len(rollout.token_ids) for group in out for rollout in group)

@@ -64,8 +64,8 @@ class Poisoned(SFT):
 @pytest.fixture(scope="module")
 def module() -> ClinicalPolicyModule:
     """The reference is another policy, so that the KL is not zero."""
-    module = ClinicalPolicyModule(tiny.load(sharpen=8.0).policy)
-    module.reference = tiny.load(sharpen=7.0).policy.requires_grad_(False).eval()
+    module = ClinicalPolicyModule(tiny.load(tiny.SHARP).policy)
+    module.reference = tiny.load(0.14).policy.requires_grad_(False).eval()
     return module.train()
 
 

@@ -22,6 +22,7 @@ from qoqmed.policy.prompting import Prompter
 from qoqmed.types import Case, Group, Medium, Rollout, Target
 
 OPTIONS = {"hidden": 64, "layers": 2, "heads": 4, "vision_hidden": 32, "vision_layers": 2, "vocabulary": 340}
+SHARP = 0.16
 TEXTS = (
     "What is on this chest X-ray? Choose from: nodule, edema, normal.",
     "Which rhythm does this ECG show? Reason in <think></think>, answer in \\boxed{}.",
@@ -48,13 +49,13 @@ def ecg_encoder(seed: int = 0) -> EcgConv:
         return EcgConv(width=8, num_tokens=3, rate_hz=50.0, window_s=4.0)
 
 
-def load(sharpen: float = 1.0, seed: int = 0, **options: Any) -> Loaded:
-    """sharpen: factor on every matrix, so that log-probs and attention are far from uniform."""
+def load(std: float = 0.02, seed: int = 0, **options: Any) -> Loaded:
+    """std: of every matrix. At 0.02 the policy is nearly uniform; at SHARP log-probs and attention are far from it."""
     loaded = load_tiny(TEXTS * 9, {"ecg": ecg_encoder(seed)}, seed=seed, options=OPTIONS | options, logprob_chunk=7)
     with torch.no_grad():
         for parameter in loaded.policy.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(sharpen)
+                parameter.mul_(std / parameter.std())
     return loaded
 
 

@@ -31,8 +31,8 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         content = {field.name: getattr(value, field.name) for field in fields(value)}
         if "arguments" in content:  # a plugin: its arguments stand beside its name
+            content.pop("where", None)  # its YAML path; an argument may have the same name
             content |= content.pop("arguments")
-            content.pop("where", None)
         return _plain(content)
     if isinstance(value, Mapping):
         return {key: REDACTED if _is_secret(key, item) else _keyed(key, item) for key, item in value.items()}

@@ -81,21 +81,22 @@ def evaluation_line(evaluation: Evaluation, metric: str = "f1") -> Text:
 
 
 def change_table(evaluations: Sequence[Evaluation], metric: str = "f1", note: str = "") -> Table | None:
-    """Before and after: a row per domain and the overall one; a column per moment, in time order, and the change.
+    """Before and after: a row per domain and the overall one; a column per moment, in time order, and the last gain.
 
     Moments: the start and the ends of stages, on the test split, or on valid where there is no test. None without any.
+    The gain is that of the last stage over the one before.
     """
     split = "test" if any(evaluation.split == "test" for evaluation in evaluations) else "valid"
     moments = {e.when: e for e in evaluations if e.split == split and not e.when.startswith("step ")}
-    greedy = [(_moment(e), e.greedy) for e in moments.values() if e.greedy is not None]
-    sampled = [(f"{_moment(e)}, sampled", e.sampled) for e in moments.values() if e.sampled is not None]
+    greedy = [(f"greedy\n{e.when}", e.greedy) for e in moments.values() if e.greedy is not None]
+    sampled = [(f"sampled\n{e.when}", e.sampled) for e in moments.values() if e.sampled is not None]
     if not greedy and not sampled:
         return None
     table = Table(title=f"{metric} on {split}", title_justify="left", caption=note or None, caption_justify="left")
     table.add_column("domain")
     table.add_column("cases", justify="right")
-    for series, change in ((greedy, "change"), (sampled, "change, sampled")):
-        for title in [title for title, _ in series] + ([change] if len(series) > 1 else []):
+    for series in (greedy, sampled):
+        for title in [title for title, _ in series] + (["\ngain"] if len(series) > 1 else []):
             table.add_column(title, justify="right")
     last = (greedy or sampled)[-1][1]
     for domain in last["domains"]:
@@ -110,15 +111,15 @@ Series = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def _row(greedy: Series, sampled: Series, place: tuple[str, ...], metric: str) -> Iterator[str | Text]:
-    """Cases, then each series with its change."""
+    """Cases, then each series with its last gain."""
     support = _figure((greedy or sampled)[-1][1], place, "support")
     yield "" if support is None else f"{support:.0f}"
     for series in (greedy, sampled):
         values = [_figure(results, place, metric) for _, results in series]
         yield from ("" if value is None else f"{value:.3f}" for value in values)
         if len(values) > 1:
-            first, last = values[0], values[-1]
-            yield "" if first is None or last is None else _change(last - first)
+            before, after = values[-2:]
+            yield "" if before is None or after is None else _change(after - before)
 
 
 def _figure(results: Mapping[str, Any], place: tuple[str, ...], metric: str) -> float | None:

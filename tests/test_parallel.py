@@ -1,0 +1,116 @@
+"""Two processes on a CPU, sharded by FSDP2, against one: the same weights, metrics and evaluations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import RECIPE, Place, evaluations, metrics, place, read, weights
+
+from qoqmed import checkpoint
+from qoqmed.fit import fit
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny")]
+
+# Five cases: a step of four, then one of a single case, in which the second process has none. Three valid cases.
+SOURCE = RECIPE["data"]["train"][0]
+DATA = RECIPE["data"] | {"train": [SOURCE | {"size": 5}], "valid": [SOURCE | {"size": 3, "seed": 2}]}
+# A large eps: Adam's first steps divide by the gradient itself, which lifts the rounding of gradients near 0.
+STAGES = [stage | {"steps": 2, "optimizer": stage["optimizer"] | {"eps": 1e-5}} for stage in RECIPE["stages"]]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "qoqmed"]
+
+
+def start(site: Path, *words: object) -> subprocess.Popen[str]:
+    """`python -m WORDS` in a process group of its own, as a terminal would."""
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *(str(word) for word in words)]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Its output, once it has ended as it should."""
+    try:
+        told, _ = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, told
+    return told
+
+
+def assert_close(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert mine.keys() == theirs.keys()
+    worst = {name: float((theirs[name] - value).abs().max()) for name, value in mine.items()}
+    assert max(worst.values()) < 1e-5, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return fit(place(tmp_path_factory.mktemp("alone"), stages=STAGES, data=DATA).recipe).folder
+
+
+@pytest.fixture
+def here(tiny: None, tmp_path: Path) -> Place:
+    return place(tmp_path, stages=STAGES, data=DATA)
+
+
+def test_two_processes_learn_what_one_does(here: Place, alone: Path, site: Path) -> None:
+    finish(start(site, *TORCHRUN, "fit", here.recipe, "trainer.strategy=fsdp2", "trainer.devices=2"))
+    for step in (2, 4):
+        mine, theirs = (checkpoint.load(run / "checkpoints" / f"step-0000000{step}") for run in (alone, here.run))
+        assert_close(mine.tensors["policy"], theirs.tensors["policy"])
+    for mine, theirs in zip(metrics(alone), metrics(here.run), strict=True):
+        shared = {name for name in mine if "logp_difference" not in name}
+        assert shared == {name for name in theirs if "logp_difference" not in name}
+        assert {name: theirs[name] for name in shared} == pytest.approx({name: mine[name] for name in shared}, abs=1e-4)
+    assert [row["greedy"] for row in evaluations(here.run)] == [row["greedy"] for row in evaluations(alone)]
+    traced = [row["case"] for path in sorted((here.run / "traces").glob("*1-0000?.jsonl")) for row in read(path)]
+    assert len(traced) == 4 == len(set(traced))  # each process its own
+
+
+def test_devices_start_processes_and_ctrl_c_saves_for_any_number_of_them(here: Place, alone: Path, site: Path) -> None:
+    """`trainer.devices=2` needs no torchrun. One process goes on from what two had saved."""
+    process = start(site, "qoqmed", "fit", here.recipe, "trainer.devices=2")
+    while not (met := heartbeat(here.run)) or met["step"] < 1:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    told = finish(process, code=130)
+    assert f"go on with --resume {here.run}" in told and "Traceback" not in told
+    (saved,) = (here.run / "checkpoints").glob("step-*")
+    assert json.loads((saved / "COMPLETE").read_text())["world"] == 2
+    assert fit(here.recipe, resume="auto").finished
+    assert_close(weights(alone), weights(here.run))
+    assert [row["greedy"] for row in evaluations(here.run)] == [row["greedy"] for row in evaluations(alone)]
+
+
+def test_bad_data_of_one_process_is_told_by_all(tmp_path: Path, site: Path) -> None:
+    """The other one would wait for ever in a collective."""
+    rows = [
+        {"id": f"eye-{i}", "domain": "fundus", "media": {"image": f"{i}.png"}, "labels": ["x"], "label_space": ["x"]}
+        for i in range(4)
+    ]
+    for i in range(3):
+        Image.fromarray(np.full((56, 56, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DATA | {"root": str(tmp_path), "train": [{"name": "jsonl", "path": "rows.jsonl"}], "valid": []}
+    here = place(tmp_path, data=data)
+    told = finish(start(site, "qoqmed", "fit", here.recipe, "trainer.devices=2"), code=2)
+    assert "error: eye-3: the path does not exist" in told and "Traceback" not in told
+    assert not here.run.exists()
+
+
+def heartbeat(run: Path) -> dict[str, Any]:
+    file = run / "heartbeat.json"
+    return json.loads(file.read_text()) if file.exists() else {}
