@@ -1,7 +1,7 @@
 """Does the quickstart learn? Its recipe on three seeds, each with train and test cases that no tuning has seen.
 
-The table gives macro-F1 over the nine domains (50 test cases each) untrained, after the warm start and after DRPO, greedy
-and sampled at temperature 1; wall seconds are of the whole run. About five minutes a seed on two idle cores.
+The table gives macro-F1 over the nine domains (50 test cases each) untrained, after the warm start and after DRPO,
+greedy and sampled at temperature 1; wall seconds are of the whole run. About five minutes a seed on two idle cores.
 """
 
 from __future__ import annotations

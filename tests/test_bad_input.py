@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import RECIPE, Place, command, place, read, same, weights
+
+from qoqmed.errors import MediaError, Problem
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -231,3 +234,10 @@ def test_going_on_after_a_bad_row_by_leaving_it_out(tmp_path: Path) -> None:
 def test_a_metric_that_is_not_there_is_told_before_training(here: Place, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(here, "evaluation.best=overall/f2", capsys=capsys)
     assert "evaluation.best: no metric has this path" in told and "did you mean 'overall/f1'" in told
+
+
+def test_an_error_travels_between_processes() -> None:
+    """Ranks tell each other of it: it must be the same on arrival."""
+    error = MediaError([Problem("corrupt", "row-1", "a.png", mend="repair it"), Problem("missing", "row-2")])
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is MediaError and copied.problems == error.problems and str(copied) == str(error)

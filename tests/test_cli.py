@@ -144,13 +144,13 @@ def test_metrics_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: A
     assert run("metrics", "p.jsonl") == 0
     rows = [line.strip("│ ").replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert rows == [
-        ["overall", "3", "0.5123", "-"],
-        ["ecg", "3", "0.5", "1"],
-        ["a", "1", "0", "-"],
-        ["b", "2", "1", "-"],
-        ["ct", "5", "0.25", "-"],
-        ["a", "4", "-", "-"],
-        ["b", "1", "-", "-"],
+        ["overall", "-", "0.5123"],
+        ["ecg", "1", "0.5"],
+        ["a", "-", "0"],
+        ["b", "-", "1"],
+        ["ct", "-", "0.25"],
+        ["a", "-", "-"],
+        ["b", "-", "-"],
     ]
     assert run("metrics", "p.jsonl", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -161,8 +161,9 @@ def test_metrics_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: A
 
 def test_eval(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     calls = stand_in(monkeypatch, "evaluate", "evaluate", METRICS)
-    assert run("eval", "runs/x", "evaluation.limit=3", "--json") == 0
-    assert calls.seen == [(("runs/x",), {"overrides": ["evaluation.limit=3"]})]
+    assert run("eval", "runs/x", "evaluation.limit=3", "--split", "valid", "--json") == 0
+    given = {"overrides": ["evaluation.limit=3"], "split": "valid", "predictions": None}
+    assert calls.seen == [(("runs/x",), given)]
     assert json.loads(capsys.readouterr().out)["datasets"] == METRICS["datasets"]
 
 

@@ -16,6 +16,7 @@ import pytest
 from tiny_run import RECIPE, Place, command, evaluations, metrics, place, read, same, table, weights
 
 from qoqmed.fit import fit
+from qoqmed.interrupts import Interrupts
 from qoqmed.run import RunFolder
 
 SFT = RECIPE["stages"][0]
@@ -133,6 +134,29 @@ def test_a_stage_that_was_ended_early_stays_ended(here: Place, tmp_path: Path) -
 def test_ctrl_c_on_the_command_line(here: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("fit", here.recipe, "callbacks=[{name: stop, at: 2}]", "data.valid=[]") == 130
     assert f"interrupted: saved at step 2; go on with --resume {here.run}" in capsys.readouterr().err
+
+
+def test_one_ctrl_c_may_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("qoqmed.interrupts.time.monotonic", lambda: now[0])
+    with Interrupts() as stop:
+        assert not stop.asked
+        for _ in range(3):  # of the terminal, of torchrun
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_does_not_wait(here: Place, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qoqmed.interrupts.ECHO_S", -1.0)
+    with pytest.raises(KeyboardInterrupt, match="go on from the last checkpoint with --resume"):
+        fit(here.recipe, [*EVERY, "callbacks=[{name: stop, at: 4}, {name: stop, at: 4}]"])
+    assert fit(here.recipe, EVERY, resume="auto").finished
+    assert_equal_runs(here.run, whole)
 
 
 def test_a_checkpoint_of_another_recipe(here: Place, capsys: pytest.CaptureFixture[str]) -> None:

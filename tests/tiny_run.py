@@ -126,10 +126,12 @@ def tokenizers() -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def tiny(site: Path, tokenizers: dict[Any, Any]) -> Iterator[None]:
-    """The plugins can be found, and a tokenizer is trained once a session."""
+    """The plugins can be found, and a tokenizer is trained once a session. Runs take one thread, later tests theirs."""
+    import torch
+
     from qoqmed.policy import tiny as policy
 
-    train = policy.tokenizer
+    train, threads = policy.tokenizer, torch.get_num_threads()
 
     def once(texts: Any, size: Any) -> Any:
         if size not in tokenizers:
@@ -140,6 +142,7 @@ def tiny(site: Path, tokenizers: dict[Any, Any]) -> Iterator[None]:
         patch.syspath_prepend(str(site))
         patch.setattr(policy, "tokenizer", once)
         yield
+    torch.set_num_threads(threads)
 
 
 def command(*words: object) -> int:

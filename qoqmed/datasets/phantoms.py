@@ -39,7 +39,7 @@ class Finding:
     label: str
     share: float  # of the domain's cases; a domain's shares sum to 1
     polarity: str  # "bright" or "dark"
-    texture: str  # a name in TEXTURES
+    texture: str  # a case of _texture
 
 
 @dataclass(frozen=True)
