@@ -17,7 +17,7 @@ from qoqmed.packing import Prompt
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.prompting import Prompter
 from qoqmed.rewards.combine import combine, judge
-from qoqmed.types import Case, Group, Mask, Rollout, Sampling
+from qoqmed.types import Case, Group, Mask, Rollout, Sampling, Verdict
 
 
 def stable_seed(*parts: object) -> int:
@@ -127,10 +127,17 @@ class StepActor:
         rollouts = [rollout for group in read for rollout in group.rollouts]
         readings = [reading for group in read for reading in group.readings]
         verdicts = judge(self.actor.rewards, cases, rollouts, readings)
+        task_weights = {name: w for name, w in self.actor.weights.items() if self.actor.rewards[name].low >= 0}
         out, at = [], 0
         for group in read:
             mine = tuple(verdicts[at : at + len(group.rollouts)])
             at += len(mine)
             rewards = tuple(combine(verdict, self.actor.weights) for verdict in mine)
-            out.append(replace(group, verdicts=mine, rewards=rewards))
+            difficulty = tuple(combine(_only(verdict, task_weights), task_weights) for verdict in mine)
+            penalised = len(task_weights) < len(self.actor.weights)
+            out.append(replace(group, verdicts=mine, rewards=rewards, difficulty=difficulty if penalised else ()))
         return out
+
+
+def _only(verdicts: Mapping[str, Verdict], names: Mapping[str, float]) -> dict[str, Verdict]:
+    return {name: verdict for name, verdict in verdicts.items() if name in names}

@@ -19,13 +19,14 @@ Member = tuple[int, int]  # (group, rollout) of this rank's groups
 
 @dataclass(frozen=True)
 class Row:
-    """One question of a step as ranks tell each other. order: its global sample index."""
+    """One question of a step as ranks tell each other. order: its global sample index. difficulty: see `Group`."""
 
     order: int
     question: str
     domain: str
     rewards: tuple[float | None, ...]
     kl: tuple[float, ...] | None
+    difficulty: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,14 @@ def estimate(
 ) -> Estimate:
     """orders: the groups' global sample indices. Every rank computes the whole table, so that nothing is sent back."""
     mine = tuple(
-        Row(order, group.case.id, group.case.domain, group.rewards, None if kl is None else tuple(kl[g]))
+        Row(
+            order,
+            group.case.id,
+            group.case.domain,
+            group.rewards,
+            None if kl is None else tuple(kl[g]),
+            group.difficulty,
+        )
         for g, (group, order) in enumerate(zip(groups, orders, strict=True))
     )
     rows = tuple(sorted((row for part in gather(mine) for row in part), key=lambda row: row.order))
@@ -73,6 +81,7 @@ def table(rows: Sequence[Row]) -> RewardTable:
     """Invalid rollouts (reward None) are marked, their number is of no meaning."""
     flat = [reward for row in rows for reward in row.rewards]
     has_kl = bool(rows) and rows[0].kl is not None
+    difficulty = [value or 0.0 for row in rows for value in row.difficulty]
     return RewardTable(
         questions=tuple(row.question for row in rows),
         domains=tuple(row.domain for row in rows),
@@ -80,4 +89,5 @@ def table(rows: Sequence[Row]) -> RewardTable:
         reward=torch.tensor([0.0 if reward is None else reward for reward in flat], dtype=torch.float64),
         valid=torch.tensor([reward is not None for reward in flat]),
         kl=torch.tensor([value for row in rows for value in row.kl or ()], dtype=torch.float64) if has_kl else None,
+        difficulty=torch.tensor(difficulty, dtype=torch.float64) if difficulty else None,
     )

@@ -158,7 +158,8 @@ class Verdict:
 class Group:
     """A case, its encoded prompt and its rollouts: the unit of training. Per-rollout fields run parallel to `rollouts`.
 
-    verdicts: by reward name. rewards: combined, None where invalid. trainable: False leaves a rollout out of the loss.
+    verdicts: by reward name. rewards: combined, None where invalid. difficulty: combined without the rewards that may
+    be negative; empty where there are none such. trainable: False leaves a rollout out of the loss.
     """
 
     case: Case
@@ -167,6 +168,7 @@ class Group:
     readings: tuple[Reading, ...] = ()
     verdicts: tuple[Mapping[str, Verdict], ...] = ()
     rewards: tuple[float | None, ...] = ()
+    difficulty: tuple[float | None, ...] = ()
     trainable: tuple[bool, ...] = ()
 
 
