@@ -138,7 +138,7 @@ def _chunks(groups: Sequence[Group], budget: int) -> Iterator[tuple[int, list[in
 
 def _row(groups: Sequence[Group], row: Sequence[tuple[int, list[int]]]) -> Pack:
     members = [(g, i) for g, chunk in row for i in chunk]
-    trainable = [groups[g].trainable[i] if groups[g].trainable else True for g, i in members]
+    trainable = [groups[g].trained[i] for g, i in members]
     responses = [[torch.tensor(groups[g].rollouts[i].token_ids) for i in chunk] for g, chunk in row]
     return _assemble([groups[g].prompt for g, _ in row], responses, members, trainable)
 

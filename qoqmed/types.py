@@ -171,6 +171,11 @@ class Group:
     difficulty: tuple[float | None, ...] = ()
     trainable: tuple[bool, ...] = ()
 
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """`trainable`, where an objective left it empty: all."""
+        return self.trainable or (True,) * len(self.rollouts)
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -214,7 +214,7 @@ class Updater:
         kept = [
             len(rollout.token_ids)
             for group in batch
-            for rollout, trainable in zip(group.rollouts, group.trainable, strict=True)
+            for rollout, trainable in zip(group.rollouts, group.trained, strict=True)
             if trainable
         ]
         sums = add_up({"sequences": float(len(kept)), "tokens": float(sum(kept))})

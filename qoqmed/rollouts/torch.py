@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,12 +107,8 @@ class TorchRollouts:
 
 def streams(seeds: Sequence[int], n: int, length: int) -> Tensor:
     """[len(seeds) * n, length] float64 in [0, 1): row (p, i) comes from its own generator, seeded by (seed p, i)."""
-    rows = []
-    for seed in seeds:
-        for i in range(n):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
-            rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+    rows = [np.random.default_rng((seed, i)).random(length) for seed in seeds for i in range(n)]
+    return torch.from_numpy(np.stack(rows))
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
