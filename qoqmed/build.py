@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from qoqmed.datasets.synthetic import SHARES, Synthetic
 from qoqmed.errors import Problem, RecipeError, UserError
 from qoqmed.geometry import fit
 from qoqmed.module import ClinicalPolicyModule
-from qoqmed.parallel import count_devices, make_fabric
+from qoqmed.parallel import FSDP2Strategy, count_devices, make_fabric
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded, load_path, load_tiny
 from qoqmed.policy.prompting import Prompter
@@ -76,9 +76,11 @@ def build(recipe: Recipe) -> Parts:
     fabric.launch()
     stages = tuple(_stage(recipe, index) for index in range(len(recipe.stages)))
     actor, loaded = build_actor(recipe)
-    module = ClinicalPolicyModule(loaded.policy, trainer.precision)
-    if any(stage.needs.reference for stage in stages):
-        module.freeze_reference()
+    module = ClinicalPolicyModule(loaded.policy)
+    sharded = isinstance(fabric.strategy, FSDP2Strategy)
+    loaded.policy.autocast = trainer.precision == "bf16" and not sharded  # FSDP2 has its own mixed precision
+    if sharded and any(stage.needs.reference for stage in stages):
+        module.freeze_reference()  # before sharding; else it is made by the stage that needs it
     fabric.setup_module(module)
     module.train()
     return Parts(
@@ -95,9 +97,8 @@ def build(recipe: Recipe) -> Parts:
 def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     """The policy with its prompts, engine, tasks and rewards: what training, evaluation and prediction share."""
     root = Path(recipe.data.root)
-    questions = {info.name: _question(info.name) for info in registry.available("domains")}
-    names = [info.name for info in registry.available("tasks")]
-    tasks = {name: registry.make("tasks", Node(name), questions=questions) for name in names}
+    questions = OnDemand("domains", _question)
+    tasks: Mapping[str, Task] = OnDemand("tasks", lambda name: registry.make("tasks", Node(name), questions=questions))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 2)
         encoders = {name: registry.make("encoders", node) for name, node in recipe.encoders.items()}
@@ -126,13 +127,34 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers), loaded
 
 
+class OnDemand(Mapping[str, Any]):
+    """The plugins of a group by name, each made when it is first asked for: only what the data names is imported."""
+
+    def __init__(self, group: str, make: Callable[[str], Any]) -> None:
+        self._names = [info.name for info in registry.available(group)]
+        self._make, self._made = make, dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _question(domain: str) -> str:
     """The domain's first phrasing, for cases that bring no question."""
     plugin = registry.load("domains", domain)
     return str((plugin() if callable(plugin) else plugin).phrasings[0])
 
 
-def _load(recipe: Recipe, encoders: dict[str, Any], tasks: dict[str, Task]) -> Loaded:
+def _load(recipe: Recipe, encoders: dict[str, Any], tasks: Mapping[str, Task]) -> Loaded:
     model = recipe.model
     if model.lora is not None:
         mend = "leave model.lora at null: LoRA is not in this version"
@@ -156,7 +178,7 @@ def _load(recipe: Recipe, encoders: dict[str, Any], tasks: dict[str, Task]) -> L
     )
 
 
-def tiny_texts(tasks: dict[str, Task], cases: int = 450) -> Iterator[str]:
+def tiny_texts(tasks: Mapping[str, Task], cases: int = 450) -> Iterator[str]:
     """What the tiny tokenizer is trained on: questions and gold answers of the synthetic data, always the same ones."""
     frame = AbsoluteFrame([fit(SIDE_PX, SIDE_PX, patch=14, merge=2, min_pixels=784, max_pixels=SIDE_PX**2)])
     for task in ("diagnosis", "grounding"):
@@ -180,6 +202,11 @@ def _stage(recipe: Recipe, index: int) -> Stage:
     sampler = Sampler(datasets, weights, seed=recipe.seed + index, domains=stage.data.domains)
     prompts = stage.prompts or recipe.rollout.prompts
     steps = steps_of(sampler, prompts, stage.epochs)
+    needs = objective.needs | (advantage.needs if advantage else Needs())
+    for name in ("values", "greedy"):
+        if getattr(needs, name):
+            what = f"a part of this stage needs {name}, which this version does not have"
+            raise RecipeError(Problem(what, where=f"stages.{index}", mend="name another advantage or objective"))
     return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))
 
 
@@ -194,7 +221,8 @@ def callbacks(recipe: Recipe) -> list[Any]:
     names = [node.name for node in nodes]
     wanted = {"progress": True, "early_stopping": config.patience > 0}
     nodes += [Node(name) for name, on in wanted.items() if on and name not in names]
-    return [registry.make("callbacks", node, monitor=config.best, patience=config.patience) for node in nodes]
+    offered = {"monitor": config.best} | ({"patience": config.patience} if config.patience else {})
+    return [registry.make("callbacks", node, **offered) for node in nodes]
 
 
 def steps_of(sampler: Sampler, prompts: int, epochs: float) -> int:

@@ -93,7 +93,15 @@ def fit(
     from qoqmed.report.plan import Plan, plan_table
 
     try:
-        made = run(recipe, overrides=overrides or (), resume=resume, dry_run=dry_run, stage=stage, from_run=from_run)
+        made = run(
+            recipe,
+            overrides=overrides or (),
+            resume=resume,
+            dry_run=dry_run,
+            stage=stage,
+            from_run=from_run,
+            launch=True,
+        )
     except KeyboardInterrupt as stop:
         _say(str(stop) or "interrupted")
         raise typer.Exit(130) from None

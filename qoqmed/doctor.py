@@ -25,7 +25,7 @@ _EXTRAS = {
     "ecg": "ECG files",
     "imaging": "DICOM and NIfTI",
     "video": "video files",
-    "vllm": "rollouts by vLLM",
+    "vllm": "vLLM (no engine of this version uses it yet)",
     "dev": "tests and lint",
 }
 

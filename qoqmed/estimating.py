@@ -81,7 +81,8 @@ def table(rows: Sequence[Row]) -> RewardTable:
     """Invalid rollouts (reward None) are marked, their number is of no meaning."""
     flat = [reward for row in rows for reward in row.rewards]
     has_kl = bool(rows) and rows[0].kl is not None
-    difficulty = [value or 0.0 for row in rows for value in row.difficulty]
+    pairs = [pair for row in rows for pair in zip(row.difficulty, row.rewards, strict=bool(row.difficulty))]
+    difficulty = [max(reward or 0.0, 0.0) if value is None else value for value, reward in pairs]
     return RewardTable(
         questions=tuple(row.question for row in rows),
         domains=tuple(row.domain for row in rows),

@@ -48,8 +48,8 @@ def evaluate_split(
         batches = list(_batches(places, config.batch, rank, world))
         groups = [group for batch in batches for group in generate(actor, batch, how, seed, split, skip)]
         everyone = [group for part in gather([_light(group) for group in groups]) for group in part]
-        predictions = [prediction_of(group.case, group.readings[0]) for group in everyone if group.case.target.labels]
-        results[kind] = summarise(config, everyone, predictions)
+        results[kind] = summarise(config, everyone, _predictions(groups))
+        predictions = _predictions(everyone)
         kept = kept or predictions
         count = len(everyone)
     seconds = time.perf_counter() - started
@@ -92,8 +92,16 @@ def generate(
     return step.judge([Group(case, prompt, tuple(own)) for case, prompt, own in together])
 
 
+def _predictions(groups: Sequence[Group]) -> list[Prediction]:
+    """Of the cases that have labels."""
+    return [prediction_of(group.case, group.readings[0]) for group in groups if group.case.target.labels]
+
+
 def summarise(config: EvaluationConfig, groups: Sequence[Group], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The metrics' results in one mapping, and the mean of every reward, overall and per domain."""
+    """The metrics' results in one mapping, and the mean of every reward, overall and per domain.
+
+    groups: of all ranks. predictions: this rank's, which the metrics add up over ranks themselves.
+    """
     out: dict[str, Any] = {"overall": {}, "domains": {}, "datasets": {}}
     for node in config.metrics:
         metric = registry.make("metrics", node)

@@ -14,7 +14,7 @@ from qoqmed.config.schema import Recipe
 from qoqmed.errors import Problem, UserError, near
 from qoqmed.loop import Loop, Result
 from qoqmed.parallel import count_devices, relaunch, under_launcher
-from qoqmed.report.plan import Plan
+from qoqmed.report.plan import Plan, plan
 from qoqmed.run import RunFolder, latest_run, restore_policy, same_recipe
 
 
@@ -26,17 +26,23 @@ def fit(
     dry_run: bool = False,
     stage: str | None = None,
     from_run: str | None = None,
+    launch: bool = False,
 ) -> Result | Plan:
     """Train by a recipe; the same as `qoqmed fit`. Raises UserError for wrong input, KeyboardInterrupt when interrupted
     (a checkpoint is saved; the message says how to resume).
 
     dry_run: build every part, encode the first cases of each stage, train and write nothing; returns the plan.
     resume: a run folder, or "auto" for the newest one of this recipe. stage, from_run: only this stage, from that run's
-    weights.
+    weights. launch: where the recipe wants several processes, become their launcher (the command line does).
     """
     loaded = only_stage(load(recipe, overrides, deep=True), stage)
     devices = count_devices(loaded.trainer.devices, loaded.trainer.accelerator)
     if devices > 1 and not under_launcher():
+        if not launch:
+            mend = f"python -m torch.distributed.run --nproc_per_node={devices} SCRIPT, or trainer.devices=1"
+            raise UserError(
+                Problem("several processes, and no launcher started them", "trainer.devices", str(devices), mend=mend)
+            )
         relaunch(arguments(recipe, overrides, resume, dry_run, stage, from_run), devices)
     out = Path(loaded.trainer.out.format(name=loaded.name))
     found = find_run(out, loaded.name, resume)
@@ -45,7 +51,7 @@ def fit(
     parts = build(loaded)
     if dry_run:
         parts.actor.engine.close()
-        return Result(out, False, (), 0)
+        return plan(parts)
     run = open_run(parts, out, found, sys.argv)
     try:
         result = train(Loop(parts, run), found, from_run)

@@ -63,6 +63,7 @@ def _grad_logits(
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, Tensor | None]:
+        """See `token_log_probs`."""
         precise = torch.promote_types(hidden.dtype, torch.float32)
         log_probs, log_z, entropies = hidden.new_empty(3, len(hidden), dtype=precise).unbind()
         grad_hidden = torch.empty_like(hidden) if head.grad_in_forward else None
@@ -93,6 +94,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Logits again, a chunk at a time; with a frozen head only a product with what the forward kept."""
         head: _Head = ctx.head
         if head.grad_in_forward:
             unit, unit_entropy = ctx.saved_tensors

@@ -12,17 +12,17 @@ from typing import Any
 from qoqmed import checkpoint
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
-from qoqmed.errors import DataError
+from qoqmed.errors import DataError, PluginError, Problem
 from qoqmed.estimating import Estimate, estimate
 from qoqmed.evaluating import evaluate_split
 from qoqmed.interrupts import Interrupts
 from qoqmed.metrics.predictions import write_predictions
-from qoqmed.parallel import gather
+from qoqmed.parallel import FSDP2Strategy, gather
 from qoqmed.report.lookup import lookup
 from qoqmed.run import RunFolder
 from qoqmed.saving import Saver, TrainingState, training_state
 from qoqmed.statistics import domain_steps, facts, kl_of, metrics
-from qoqmed.types import Evaluation, Group, StepReport
+from qoqmed.types import Evaluation, Group, Status, StepReport
 from qoqmed.updating import Updater, build_optimizer, learning_rate, score
 
 
@@ -179,9 +179,22 @@ class Loop:
         if stage.advantage is None or not any(gather(len(groups))):
             return None
         estimated = estimate(stage.advantage, groups, orders, kl)
-        for warning in estimated.all_ranks.warnings:
+        for warning in (*estimated.all_ranks.warnings, *self.failures(groups)):
             self.run.warn(f"step {self.global_step + 1}: {warning}")
         return estimated
+
+    def failures(self, groups: Sequence[Group]) -> list[str]:
+        """Why rollouts are invalid, each reason once. Raises PluginError where every rollout of the step is."""
+        verdicts = [verdict for group in groups for each in group.verdicts for verdict in each.values()]
+        mine = {verdict.reason for verdict in verdicts if verdict.status is Status.INVALID}
+        reasons = sorted({reason for part in gather(mine) for reason in part})
+        valid = any(gather(any(reward is not None for group in groups for reward in group.rewards)))
+        if reasons and not valid:
+            mend = "mend the rewards, then go on with --resume"
+            raise PluginError(
+                [Problem("no rollout of this step could be scored", got=reason, mend=mend) for reason in reasons]
+            )
+        return [f"invalid rollouts: {reason}" for reason in reasons]
 
     def updater(self, stage: Stage, temperature: float) -> Updater:
         trainer = self.recipe.trainer
@@ -234,7 +247,7 @@ class Loop:
                 rows = {f"{split}/{kind}/{k}": v for kind, r in kinds.items() if r for k, v in r["overall"].items()}
                 logger.log_metrics(rows, self.global_step)
             self.call("on_validation_end")
-            better |= split == "valid" and self.improved(result)
+            better |= split == "valid" and self.state.global_step > 0 and self.improved(result)
         self.module.train()
         return better
 
@@ -254,7 +267,11 @@ class Loop:
                 self.module.freeze_reference()
                 self.run.save_reference(self.module, stage.config.name, self.is_global_zero)
             else:
+                if self.module.reference is None:
+                    self.module.freeze_reference()
                 self.run.load_reference(self.module, stage.config.name)
+        elif not isinstance(self.fabric.strategy, FSDP2Strategy):
+            self.module.drop_reference()
         self.optimizer = self.fabric.setup_optimizers(build_optimizer(self.module, stage.config.optimizer))
         if self.resumed is not None and self.state.step:
             self.saver.restore_stage(self.resumed, stage, self.optimizer)

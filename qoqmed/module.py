@@ -52,11 +52,10 @@ class Micro:
 class ClinicalPolicyModule(LightningModule):
     """temperature: of sampling and training alike; max_length: tokens, the constant of Dr. GRPO."""
 
-    def __init__(self, policy: ClinicalPolicy, precision: str = "fp32") -> None:
+    def __init__(self, policy: ClinicalPolicy) -> None:
         super().__init__()
         self.policy = policy
         self.reference: ClinicalPolicy | None = None
-        self.precision = precision
 
     def train(self, mode: bool = True) -> ClinicalPolicyModule:
         """Training mode for the policy; the reference stays in evaluation mode."""
@@ -82,8 +81,7 @@ class ClinicalPolicyModule(LightningModule):
         self, pack: Pack, temperature: float = 1.0, entropy: bool = False, entropy_grad: bool = False
     ) -> TokenScores:
         """Log-probs and entropies of the pack's response tokens (see `ClinicalPolicy.forward`)."""
-        with self._autocast():
-            scores: TokenScores = self.policy(pack, temperature, entropy, entropy_grad)
+        scores: TokenScores = self.policy(pack, temperature, entropy, entropy_grad)
         return scores
 
     @torch.no_grad()
@@ -95,8 +93,7 @@ class ClinicalPolicyModule(LightningModule):
             theirs = None
             if reference:
                 assert self.reference is not None
-                with self._autocast():
-                    theirs = self.reference(pack, temperature).log_probs
+                theirs = self.reference(pack, temperature).log_probs
             out.append(Scores(mine, theirs))
         return out
 
@@ -151,7 +148,3 @@ class ClinicalPolicyModule(LightningModule):
         """(name, full tensor) of the policy, one at a time; a collective where it is sharded."""
         for name, parameter in self.policy.named_parameters():
             yield name, full(parameter.detach())
-
-    def _autocast(self) -> torch.autocast:
-        kind = self.policy.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")

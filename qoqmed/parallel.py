@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.run import parse_args, run
 from torch.distributed.tensor import DTensor
 
+from qoqmed.errors import Problem, UserError
 from qoqmed.media.torchvision_ops import repair
 
 repair()  # before lightning is imported: a torchvision built for another torch breaks that import
@@ -80,6 +81,12 @@ def relaunch(arguments: Sequence[str], devices: int) -> NoReturn:
 def make_fabric(accelerator: str, devices: int, num_nodes: int, strategy: str, precision: str) -> Fabric:
     """FSDP2 when asked for or when there is more than one process, else a single device."""
     world = devices * num_nodes
+    if strategy == "single" and world > 1:
+        got = f"single, with {world} processes"
+        mend = "set trainer.strategy to auto, or trainer.devices and trainer.num_nodes to 1"
+        raise UserError(
+            Problem("several processes need a strategy that keeps them together", "trainer.strategy", got, mend=mend)
+        )
     sharded = strategy == "fsdp2" or (strategy == "auto" and world > 1)
     kind = accelerator if accelerator != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     chosen: Any = FSDP2Strategy(precision) if sharded else "auto"

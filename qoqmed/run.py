@@ -70,20 +70,24 @@ class RunFolder:
     def open(cls, path: Path, command: Sequence[str]) -> RunFolder:
         """An existing folder, locked, to resume in. Its environment file keeps the first start and every later one."""
         run = cls(path)
-        run.recipe()
+        run.require()
         run.lock()
         first = json.loads(run.environment_file.read_text(encoding="utf-8"))
         first["resumed"].append(provenance.environment(command))
         replace_text(run.environment_file, json.dumps(first, indent=2))
         return run
 
-    def recipe(self) -> Recipe:
-        """The recipe that the run was started with. Raises RunError where this is no run folder."""
+    def require(self) -> None:
+        """Raises RunError where this is no run folder."""
         if not self.recipe_file.is_file():
             runs = [child.parent.name for child in self.path.parent.glob("*/recipe.yaml")]
             mend = near(self.path.name, runs) or "name a folder that `qoqmed fit` made"
             got = "no recipe.yaml in it"
             raise RunError(Problem("this is no run folder", str(self.path), got, "a run folder", mend))
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with. Raises RunError where this is no run folder."""
+        self.require()
         return load(self.recipe_file, files=False)
 
     def discard(self) -> None:

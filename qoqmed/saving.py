@@ -58,7 +58,7 @@ class Saver:
             "sampler": stage.sampler.state_dict(),
             "advantage": stage.advantage.state_dict() if stage.advantage else {},
             "optimizer": plain,
-            "callbacks": {type(callback).__name__: callback.state_dict() for callback in callbacks},
+            "callbacks": {_key(i, callback): callback.state_dict() for i, callback in enumerate(callbacks)},
         }
         path = checkpoint.save(
             self.run.checkpoints,
@@ -76,8 +76,8 @@ class Saver:
         """Put back the weights, the callbacks' states and the random streams."""
         loaded = checkpoint.load(path)
         checkpoint.restore(self.module.policy.state_dict().items(), loaded.tensors["policy"])
-        for callback in callbacks:
-            callback.load_state_dict(loaded.state["callbacks"].get(type(callback).__name__, {}))
+        for i, callback in enumerate(callbacks):
+            callback.load_state_dict(loaded.state["callbacks"].get(_key(i, callback), {}))
         streams = checkpoint.load_random(path, self.ranks)
         if streams is not None:
             checkpoint.set_random_state(streams)
@@ -90,6 +90,10 @@ class Saver:
             stage.advantage.load_state_dict(loaded.state["advantage"])
         named, moments = self.module.policy.named_parameters(), loaded.tensors["optimizer"]
         checkpoint.load_optimizer(optimizer, named, moments, loaded.state["optimizer"])
+
+
+def _key(place: int, callback: Any) -> str:
+    return f"{place} {type(callback).__name__}"
 
 
 def training_state(saved: dict[str, Any]) -> TrainingState:

@@ -41,7 +41,6 @@ class Updated:
     skipped: int
     mismatch_mean: float | None
     mismatch_max: float | None
-    tokens: int
 
 
 def build_optimizer(module: ClinicalPolicyModule, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -127,32 +126,30 @@ class Updater:
         world = self.fabric.world_size
         size = math.ceil(self.objective.minibatch / world) if self.objective.minibatch else len(groups)
         count = max(gather(math.ceil(len(groups) / max(size, 1))))
-        sums, norms, skipped, gaps, tokens = dict[str, float](), list[float](), 0, list[Tensor](), 0
+        sums, norms, skipped, gaps = dict[str, float](), list[float](), 0, list[Tensor]()
         for epoch in range(self.objective.epochs):
             for number in range(count):
                 members = range(min(number * size, len(groups)), min((number + 1) * size, len(groups)))
-                micros, norm, gap, seen = self._minibatch(list(members), groups, scored, advantages)
+                micros, norm, gap = self._minibatch(list(members), groups, scored, advantages)
                 for micro in micros:
                     for name, (value, n) in micro.loss.sums.items():
                         sums[f"sum/{name}"] = sums.get(f"sum/{name}", 0.0) + float(value)
                         sums[f"n/{name}"] = sums.get(f"n/{name}", 0.0) + float(n)
                 if epoch == 0 and number == 0:
                     gaps = gap
-                tokens += seen
                 skipped += norm is None
                 norms += [] if norm is None else [norm]
         total = add_up(sums)
         names = [name.removeprefix("sum/") for name in total if name.startswith("sum/")]
         means = {name: total[f"sum/{name}"] / total[f"n/{name}"] for name in names if total[f"n/{name}"]}
-        gap_all = torch.cat(gaps) if gaps else None
+        gap_all = [value for part in gather(torch.cat(gaps).tolist() if gaps else []) for value in part]
         return Updated(
             means=means,
             grad_norm=sum(norms) / len(norms) if norms else 0.0,
             updates=len(norms),
             skipped=skipped,
-            mismatch_mean=None if gap_all is None else float(gap_all.mean()),
-            mismatch_max=None if gap_all is None else float(gap_all.max()),
-            tokens=tokens,
+            mismatch_mean=sum(gap_all) / len(gap_all) if gap_all else None,
+            mismatch_max=max(gap_all, default=None),
         )
 
     def _minibatch(
@@ -161,14 +158,14 @@ class Updater:
         groups: Sequence[Group],
         scored: Scored,
         advantages: Sequence[Sequence[float]] | None,
-    ) -> tuple[list[Micro], float | None, list[Tensor], int]:
+    ) -> tuple[list[Micro], float | None, list[Tensor]]:
         batch = [groups[g] for g in members]
         totals = self._totals(batch)
         packs = pack(batch, self.budget)
         forwards = level(packs)
         if totals.sequences == 0:
-            return [], None, [], 0
-        micros, gaps, tokens = list[Micro](), list[Tensor](), 0
+            return [], None, []
+        micros, gaps = list[Micro](), list[Tensor]()
         for number, item in enumerate(forwards):
             real = number < len(packs)
             places = [(members[g], i) for g, i in item.members] if real else []
@@ -190,8 +187,7 @@ class Updater:
             if real:
                 micros.append(micro)
                 gaps += _gap(micro, groups, places)
-                tokens += len(item.token_ids)
-        return micros, self._step(), gaps, tokens
+        return micros, self._step(), gaps
 
     def _step(self) -> float | None:
         """Clip and step; gradients that are not finite leave the weights as they are (None)."""

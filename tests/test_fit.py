@@ -13,6 +13,7 @@ from tiny_run import RECIPE, Place, command, evaluations, metrics, place, read, 
 from qoqmed import checkpoint
 from qoqmed.errors import RunError, UserError
 from qoqmed.fit import fit
+from qoqmed.report.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -230,4 +231,6 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     here = place(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     result = fit(here.recipe, dry_run=True)
-    assert not result.finished and result.evaluations == () and sorted(tmp_path.rglob("*")) == before
+    assert isinstance(result, Plan) and sorted(tmp_path.rglob("*")) == before
+    assert [stage.steps > 0 and stage.prompt_tokens > 0 for stage in result.stages] == [True] * len(result.stages)
+    assert "<|im_start|>" in result.example

@@ -29,6 +29,7 @@ class GRPO:
         self.scale = scale
 
     def estimate(self, table: RewardTable) -> Advantages:
+        """Equation (1) within every question that has two valid rollouts or more."""
         groups = standardise(table, divide=self.scale == "std")
         domains = {
             name: DomainStats(

@@ -31,6 +31,7 @@ class Traces(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: StepReport, batch: tuple[Group, ...], batch_idx: int
     ) -> None:
+        """Write the step's rollouts, of this rank."""
         advantages = trainer.advantages or [()] * len(batch)
         rows = [
             row

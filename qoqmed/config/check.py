@@ -152,8 +152,7 @@ def _model_folder(path: str) -> Iterator[Problem]:
     folder = Path(path).expanduser()
     expected = "a local folder of a transformers checkpoint"
     if not folder.is_dir():
-        is_hub_name = re.fullmatch(r"[\w.\-]+/[\w.\-]+", path)
-        mend = f"download it once: hf download {path} --local-dir {path}" if is_hub_name else ""
+        mend = "nothing is downloaded here: put the checkpoint's folder there, or set model.path to where it is"
         yield Problem("no such folder", "model.path", path, f"{expected}; looked for {folder.absolute()}", mend)
     elif not (folder / "config.json").is_file():
         yield Problem("this folder holds no model", "model.path", path, f"{expected}, with its config.json")

@@ -77,6 +77,7 @@ def _medium(item: Any, prefix: str, view: str) -> Medium:
 
 
 def labels(given: Given, space: Sequence[str]) -> tuple[str, ...] | None:
+    """The row's labels; None, not known, where neither they nor a label space are given."""
     labels = texts(given, "labels")
     if not labels:
         return labels if space else None

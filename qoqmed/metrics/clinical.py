@@ -125,6 +125,7 @@ class Tally:
         self.unknown += len(predicted - set(prediction.label_space))
 
     def figures(self) -> Figures:
+        """The data set's figures: macro ones are means over its label space (equations 12 and 13)."""
         counts = list(self.labels.values())
         each = [_label_figures(count) for count in counts]
         macro = {name: fmean(figure[name] for figure in each) for name in each[0]}

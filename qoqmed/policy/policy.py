@@ -54,6 +54,7 @@ class ClinicalPolicy(nn.Module):
         )
         self.register_buffer("banned", banned, persistent=False)
         self.logprob_chunk = logprob_chunk
+        self.autocast = False  # bfloat16 arithmetic on weights of another type, in sampling and training alike
 
     @property
     def backbone(self) -> Qwen25VL:
@@ -68,18 +69,22 @@ class ClinicalPolicy(nn.Module):
     ) -> TokenScores:
         """Log-probs (and entropies) of the pack's response tokens: softmax(logits / temperature) without banned ids."""
         pack = pack.to(self.device)
-        hidden = self.hidden(pack, Packed(pack.layout))[pack.sources]  # [N, D]
-        log_probs, entropies = token_log_probs(
-            hidden,
-            self.backbone.head.weight,
-            pack.targets,
-            temperature=temperature,
-            banned=self.banned,
-            chunk=self.logprob_chunk,
-            entropy=entropy or entropy_grad,
-            entropy_grad=entropy_grad,
-        )
+        with self._arithmetic():
+            hidden = self.hidden(pack, Packed(pack.layout))[pack.sources]  # [N, D]
+            log_probs, entropies = token_log_probs(
+                hidden,
+                self.backbone.head.weight,
+                pack.targets,
+                temperature=temperature,
+                banned=self.banned,
+                chunk=self.logprob_chunk,
+                entropy=entropy or entropy_grad,
+                entropy_grad=entropy_grad,
+            )
         return TokenScores(log_probs, entropies)
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     def hidden(self, pack: Pack, segments: Segments) -> Tensor:
         """Last hidden states [S, D] of the row; media features are put into prompts only, once per case."""
@@ -100,7 +105,8 @@ class ClinicalPolicy(nn.Module):
         """Run the prompts once; every response of a group decodes from this."""
         pack = prompt_pack(prompts).to(self.device)
         cache = Prefill(pack.layout)
-        hidden = self.hidden(pack, cache)
+        with self._arithmetic():
+            hidden = self.hidden(pack, cache)
         lengths = torch.tensor(pack.layout.prompt_lengths, device=self.device)
         last = torch.tensor(pack.layout.prompt_starts, device=self.device) + lengths - 1
         starts = torch.tensor([prompt.start for prompt in prompts], device=self.device)
@@ -109,14 +115,17 @@ class ClinicalPolicy(nn.Module):
     @torch.no_grad()
     def decode(self, token_ids: Tensor, positions: Tensor, cache: Decode) -> Tensor:
         """One token of each response: token_ids [R], positions [R] -> hidden [R, D]; advances the cache by a step."""
-        hidden = self.backbone.hidden(self.backbone.embed(token_ids), positions.expand(3, -1), cache)
+        with self._arithmetic():
+            hidden = self.backbone.hidden(self.backbone.embed(token_ids), positions.expand(3, -1), cache)
         cache.step += 1
         return hidden
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, D] -> float32 logits [R, V] with banned ids at -inf."""
-        logits: Tensor = self.backbone.head(hidden).float()
+        with self._arithmetic():
+            logits: Tensor = self.backbone.head(hidden)
+        logits = logits.float()
         return logits.masked_fill(self.banned, -torch.inf)
 
     def part(self, name: str) -> list[nn.Parameter]:

@@ -49,7 +49,8 @@ def plan(parts: Parts) -> Plan:
         example = example or str(parts.loaded.tokenizer.decode(admitted.prompts[0].token_ids))
         stages.append(_stage(parts, stage, sum(lengths) / max(len(lengths), 1)))
     total = sum(parameter.numel() for parameter in parts.module.policy.parameters())
-    return Plan(total, parts.module.reference is not None, parts.recipe.rollout.n, tuple(stages), example)
+    reference = any(stage.needs.reference for stage in parts.stages)
+    return Plan(total, reference, parts.recipe.rollout.n, tuple(stages), example)
 
 
 def _stage(parts: Parts, stage: Stage, prompt_tokens: float) -> StagePlan:

@@ -28,7 +28,7 @@ class Diagnosis:
         instruction: str | None = None,
         reasoning: str = form.REASONING,
     ) -> None:
-        self.questions = dict(questions or {})
+        self.questions: Mapping[str, str] = questions or {}
         self.instruction = instruction
         self.reasoning = reasoning
 
@@ -56,6 +56,7 @@ class Diagnosis:
         return Reading(parsed.reasoning, boxes, Answer(labels, parsed.answer), flaws + label_flaws)
 
     def check(self, case: Case) -> None:
+        """The case has labels, all of its label space, and they read back as themselves from an answer."""
         space, labels = case.label_space, case.target.labels
         if not labels:
             mend = "give the row labels, or use task: grounding for a case with boxes or a mask only"
