@@ -34,11 +34,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+STARTED = environment()  # the code that is measured is the one that was read
+
+
 def keep(name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Path:
     """Write results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    content = {"benchmark": name, "environment": environment(), "settings": dict(settings), "rows": list(rows)}
+    content = {"benchmark": name, "environment": STARTED, "settings": dict(settings), "rows": list(rows)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -247,14 +247,14 @@ class Loop:
                 rows = {f"{split}/{kind}/{k}": v for kind, r in kinds.items() if r for k, v in r["overall"].items()}
                 logger.log_metrics(rows, self.global_step)
             self.call("on_validation_end")
-            better |= split == "valid" and self.state.global_step > 0 and self.improved(result)
+            better |= split == "valid" and self.improved(result)
         self.module.train()
         return better
 
     def improved(self, evaluation: Evaluation) -> bool:
-        """Whether `evaluation.best` is the best so far; remembers it."""
+        """Whether `evaluation.best` is the best so far; remembers it. A wrong path is told at the start already."""
         value = lookup(evaluation, self.recipe.evaluation.best, "evaluation.best")
-        if self.state.best is not None and value <= self.state.best:
+        if self.global_step == 0 or (self.state.best is not None and value <= self.state.best):
             return False
         self.state.best = value
         return True

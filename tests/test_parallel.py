@@ -26,6 +26,7 @@ SOURCE = RECIPE["data"]["train"][0]
 DATA = RECIPE["data"] | {"train": [SOURCE | {"size": 5}], "valid": [SOURCE | {"size": 3, "seed": 2}]}
 # A large eps: Adam's first steps divide by the gradient itself, which lifts the rounding of gradients near 0.
 STAGES = [stage | {"steps": 2, "optimizer": stage["optimizer"] | {"eps": 1e-5}} for stage in RECIPE["stages"]]
+BY_RANK = ("logp_difference/mean", "logp_difference/max", "advantage/damped")  # the last counts ties at a threshold
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "qoqmed"]
 
 
@@ -70,10 +71,9 @@ def test_two_processes_learn_what_one_does(here: Place, alone: Path, site: Path)
     for step in (2, 4):
         mine, theirs = (checkpoint.load(run / "checkpoints" / f"step-0000000{step}") for run in (alone, here.run))
         assert_close(mine.tensors["policy"], theirs.tensors["policy"])
-    for mine, theirs in zip(metrics(alone), metrics(here.run), strict=True):
-        shared = {name for name in mine if "logp_difference" not in name}
-        assert shared == {name for name in theirs if "logp_difference" not in name}
-        assert {name: theirs[name] for name in shared} == pytest.approx({name: mine[name] for name in shared}, abs=1e-4)
+    for rows in zip(metrics(alone), metrics(here.run), strict=True):
+        mine, theirs = ({name: row[name] for name in row if not name.endswith(BY_RANK)} for row in rows)
+        assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-4)
     assert [row["greedy"] for row in evaluations(here.run)] == [row["greedy"] for row in evaluations(alone)]
     traced = [row["case"] for path in sorted((here.run / "traces").glob("*1-0000?.jsonl")) for row in read(path)]
     assert len(traced) == 4 == len(set(traced))  # each process its own
