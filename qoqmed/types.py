@@ -168,8 +168,8 @@ class Group:
     readings: tuple[Reading, ...] = ()
     verdicts: tuple[Mapping[str, Verdict], ...] = ()
     rewards: tuple[float | None, ...] = ()
-    difficulty: tuple[float | None, ...] = ()
     trainable: tuple[bool, ...] = ()
+    difficulty: tuple[float | None, ...] = ()
 
     @property
     def trained(self) -> tuple[bool, ...]:

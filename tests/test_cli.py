@@ -83,6 +83,7 @@ def test_fit_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipe: Path)
         "dry_run": True,
         "stage": "only",
         "from_run": "runs/x",
+        "launch": True,
     }
 
 

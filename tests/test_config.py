@@ -193,7 +193,7 @@ def test_missing_files(tmp_path: Path) -> None:
     recipe = changed(data=data, model={"path": "Some/Model"})
     found = problems(recipe)
     assert "did you mean 'train.jsonl'" in found["data.train.0.path"]
-    assert "hf download Some/Model" in found["model.path"]
+    assert "nothing is downloaded" in found["model.path"] and "set model.path" in found["model.path"]
     assert (
         "config.json"
         in problems(recipe, f"model.path={tmp_path}/empty_model")[

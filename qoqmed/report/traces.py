@@ -29,7 +29,7 @@ def trace_rows(
         row |= {"sha256": hashlib.sha256(rollout.text.encode()).hexdigest(), "length": len(rollout.token_ids)}
         row |= {"finish_reason": rollout.finish_reason} | _judgement(group, i)
         row["advantage"] = advantages[i] if advantages else None
-        row["trainable"] = group.trainable[i] if group.trainable else True
+        row["trainable"] = group.trained[i]
         if level in ("text", "full"):
             row["response"] = rollout.text
             row["reading"] = asdict(group.readings[i]) if group.readings else None
