@@ -8,7 +8,7 @@ from qoqmed.geometry import fit
 from qoqmed.media import torchvision_ops
 
 torchvision_ops.repair()
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize  # noqa: E402
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # noqa: E402
 
 sides = st.integers(1, 5000)
 
