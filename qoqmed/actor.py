@@ -33,6 +33,7 @@ class Admitted:
     cases: tuple[Case, ...]
     prompts: tuple[Prompt, ...]
     refused: tuple[DataError, ...]
+    kept: tuple[int, ...] = ()  # places, among the drawn, of the cases
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Actor:
                 results = list(pool.map(self._admit_one, drawn))
         else:
             results = [self._admit_one(item) for item in drawn]
-        good = [item for item in results if not isinstance(item, DataError)]
+        good = [(place, *item) for place, item in enumerate(results) if not isinstance(item, DataError)]
         bad = tuple(item for item in results if isinstance(item, DataError))
-        return Admitted(tuple(case for case, _ in good), tuple(prompt for _, prompt in good), bad)
+        places, cases, prompts = zip(*good, strict=True) if good else ((), (), ())
+        return Admitted(cases, prompts, bad, places)
 
     def _admit_one(self, item: tuple[Dataset, int]) -> tuple[Case, Prompt] | DataError:
         dataset, index = item

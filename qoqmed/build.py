@@ -239,6 +239,14 @@ def _datasets(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[Dataset, 
         yield registry.make("datasets", replace(node, arguments=arguments), root=recipe.data.root), weight
 
 
+def _placed(actor: Actor, recipe: Recipe) -> Actor:
+    """The actor with its policy on the recipe's device and in its precision, as in training."""
+    accelerator, policy = recipe.trainer.accelerator, actor.handle.policy
+    policy.to("cuda" if accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu")
+    policy.autocast = recipe.trainer.precision == "bf16"
+    return actor
+
+
 def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Recipe]:
     """A policy ready to answer, and the recipe that describes it.
 
@@ -250,7 +258,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Reci
         recipe = config.load(folder / "recipe.yaml", overrides)
         actor, loaded = build_actor(recipe)
         restore_policy(folder, loaded.policy)
-        return actor, recipe
+        return _placed(actor, recipe), recipe
     if (folder / "config.json").is_file():
         unused = {"name": "none", "objective": "sft", "data": {"train": [{"name": "synthetic", "size": 1}]}}
         bare = {"name": folder.resolve().name, "model": {"path": str(folder)}, "stages": [unused]}
@@ -260,7 +268,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Reci
         raise UserError(Problem("nothing here can be loaded", where=str(folder), expected=expected))
     else:
         recipe = config.load(folder, overrides)
-    return build_actor(recipe)[0], recipe
+    return _placed(build_actor(recipe)[0], recipe), recipe
 
 
 def splits(recipe: Recipe) -> dict[str, tuple[Dataset, ...]]:

@@ -51,7 +51,7 @@ def fit(
     parts = build(loaded)
     if dry_run:
         parts.actor.engine.close()
-        return plan(parts)
+        return plan(parts) if parts.fabric.is_global_zero else Result(out, False, (), 0)
     run = open_run(parts, out, found, sys.argv)
     try:
         result = train(Loop(parts, run), found, from_run)
@@ -75,9 +75,10 @@ def train(loop: Loop, found: Path | None, from_run: str | None) -> Result:
     status = "failed"
     loop.run.log("started" if found is None else "opened again")
     try:
+        path = None if found is None else checkpoint.latest(found / "checkpoints")
         if found is not None:
-            loop.resume(checkpoint.latest(found / "checkpoints"))
-        elif from_run is not None:
+            loop.resume(path)
+        if path is None and from_run is not None:
             restore_policy(Path(from_run), loop.module.policy)
         result = loop.fit()
         status = "success" if result.finished else "interrupted"
@@ -98,7 +99,8 @@ def only_stage(recipe: Recipe, stage: str | None) -> Recipe:
     if stage not in names:
         expected = f"one of {', '.join(names)}"
         raise UserError(Problem(f"the recipe has no stage {stage!r}", "--stage", stage, expected, near(stage, names)))
-    return replace(recipe, stages=tuple(config for config in recipe.stages if config.name == stage))
+    chosen = next(config for config in recipe.stages if config.name == stage)
+    return replace(recipe, stages=(replace(chosen, extends=None),))  # what it extends is already merged in
 
 
 def find_run(out: Path, name: str, resume: str | None) -> Path | None:

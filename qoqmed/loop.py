@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ class Loop:
         for error in admitted.refused:
             self.run.skip(error)
         self.state.skipped += len(refused)
-        return [order for order, _ in mine][: len(admitted.cases)], admitted
+        return [mine[place][0] for place in admitted.kept], admitted
 
     def needs_old(self, stage: Stage) -> bool:
         """Whether the ratio moves within a step, or sampling was not from the whole distribution."""
@@ -254,7 +255,8 @@ class Loop:
     def improved(self, evaluation: Evaluation) -> bool:
         """Whether `evaluation.best` is the best so far; remembers it. A wrong path is told at the start already."""
         value = lookup(evaluation, self.recipe.evaluation.best, "evaluation.best")
-        if self.global_step == 0 or (self.state.best is not None and value <= self.state.best):
+        worse = self.state.best is not None and value <= self.state.best
+        if self.global_step == 0 or worse or math.isnan(value):
             return False
         self.state.best = value
         return True

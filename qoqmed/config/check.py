@@ -118,8 +118,10 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:
             yield Problem(
                 "no such part of the policy", f"{where}.train", repr(part), ", ".join(parts), near(part, parts)
             )
-    if not stage.train:
-        yield Problem("nothing is trained", f"{where}.train", "[]", f"some of {', '.join(parts)}")
+    added = all(part.partition(".")[0] in ("encoders", "projectors") for part in stage.train)
+    if not stage.train or (added and not recipe.encoders):
+        expected = f"some of {', '.join(parts)}" + ("" if recipe.encoders else "; the recipe has no encoders")
+        yield Problem("nothing is trained", f"{where}.train", str(list(stage.train)), expected)
     ranks, prompts = process_count(recipe), prompts_per_step(recipe, stage)
     if prompts % ranks:
         key = "rollout.prompts" if stage.prompts is None else f"{where}.prompts"

@@ -75,6 +75,10 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
         return
     if "minibatch" not in stage.objective.arguments:
         yield from minibatch(recipe, stage, getattr(objective, "minibatch", None))
+    if stage.advantage is not None and not objective.needs.rollouts:
+        what = f"the objective {stage.objective.name!r} samples nothing: there are no advantages to estimate"
+        yield Problem(what, f"{where}.advantage", stage.advantage.name, "null")
+        return
     needs = objective.needs
     if stage.advantage is not None and stage.advantage.where in sound:
         advantage = yield from _made("advantages", stage.advantage)

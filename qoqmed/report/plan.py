@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qoqmed.build import Parts, Stage
+from qoqmed.errors import DataError
 
 SAMPLE = 8  # cases of each stage that are encoded
 
@@ -45,8 +46,11 @@ def plan(parts: Parts) -> Plan:
     for stage in parts.stages:
         drawn = stage.sampler.draw(min(SAMPLE, stage.prompts))
         admitted = parts.actor.admit([(stage.datasets[source], index) for source, index in drawn])
+        if admitted.refused and parts.actor.on_error == "stop":
+            raise DataError([problem for error in admitted.refused for problem in error.problems])
         lengths = [len(prompt.token_ids) for prompt in admitted.prompts]
-        example = example or str(parts.loaded.tokenizer.decode(admitted.prompts[0].token_ids))
+        if admitted.prompts and not example:
+            example = str(parts.loaded.tokenizer.decode(admitted.prompts[0].token_ids))
         stages.append(_stage(parts, stage, sum(lengths) / max(len(lengths), 1)))
     total = sum(parameter.numel() for parameter in parts.module.policy.parameters())
     reference = any(stage.needs.reference for stage in parts.stages)
