@@ -45,7 +45,7 @@ Deep = Annotated[bool, typer.Option("--deep", help="Import the plugins that it n
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. `--debug` counts wherever it stands."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads that spin starve a shared CPU
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch: threads that spin for long starve a shared CPU
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
