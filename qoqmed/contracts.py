@@ -75,8 +75,8 @@ class Encoder(Protocol):
     width: int  # D of the features
     num_tokens: int
 
-    def load(self, path: Path) -> np.ndarray:
-        """File -> array. Raises MediaError without `where`: the caller adds the row's id."""
+    def load(self, path: Path, options: Mapping[str, Any]) -> np.ndarray:
+        """File -> array; options: the medium's own. Raises MediaError without `where`: the caller adds the row's id."""
 
     def prepare(self, array: np.ndarray) -> torch.Tensor:
         """Array as loaded or given in memory -> float32 tensor of a fixed shape."""

@@ -24,12 +24,14 @@ class Medium:
     """One image, volume, video or time series of a case: a path under the data root, or an array already in memory.
 
     array: image [H, W, 3] uint8; volume or video [N, H, W, 3] uint8; ecg [L, T] float32 millivolts.
+    options: how the file is to be read, by its row (axis, window, rate_hz, ..); they go before the recipe's.
     """
 
     modality: str
     path: str | None = None
     array: np.ndarray | None = None
     view: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

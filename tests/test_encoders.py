@@ -61,5 +61,5 @@ def test_a_record_is_loaded(tmp_path):
     leads = list(EcgConv().leads)
     wfdb.wrsamp("r", 250, ["mV"] * 12, leads, signal.T.astype(float), fmt=["16"] * 12, write_dir=str(tmp_path))
     encoder = small(leads=["V1", "I"])
-    loaded = encoder.prepare(encoder.load(tmp_path / "r"))
+    loaded = encoder.prepare(encoder.load(tmp_path / "r", {}))
     torch.testing.assert_close(loaded, encoder.prepare(signal), rtol=0, atol=1e-3)

@@ -6,8 +6,9 @@ averaged to one token each. How an ECG becomes an array of fixed shape: see `med
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ class EcgConv(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def load(self, path: Path) -> np.ndarray:
-        """A WFDB record -> [L, T] millivolts."""
+    def load(self, path: Path, options: Mapping[str, Any]) -> np.ndarray:
+        """An ECG file -> [L, T] millivolts."""
         return ecg.load(path, self.leads, self.rate_hz, self.window_s)
 
     def prepare(self, array: np.ndarray) -> torch.Tensor:

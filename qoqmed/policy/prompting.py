@@ -100,7 +100,8 @@ class Prompter:
                 media.content.append({"type": "image"})
         elif medium.modality in self.encoders:
             encoder = self.encoders[medium.modality]
-            array = encoder.load(resolve(self.root, medium.path)) if medium.path is not None else medium.array
+            path = None if medium.path is None else resolve(self.root, medium.path)
+            array = medium.array if path is None else encoder.load(path, medium.options)
             assert array is not None, "a medium has a path or an array"
             media.series.setdefault(medium.modality, []).append(encoder.prepare(array))
             name = encoder.placeholder.removeprefix("<|").removesuffix("_pad|>")
