@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ecg_files import sine, twelve, write_record
 
 from qoqmed.errors import MediaError
 from qoqmed.media import ecg
 from qoqmed.media.paths import resolve
 
-wfdb = pytest.importorskip("wfdb")
-
-RATE_HZ = 500
 EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
-def sine(frequency_hz, seconds=10.0, rate_hz=RATE_HZ):
-    return np.sin(2 * np.pi * frequency_hz * np.arange(round(seconds * rate_hz)) / rate_hz)
-
-
-def write(folder, signals, leads=ecg.LEADS, units="mV", rate_hz=RATE_HZ, name="r"):
-    """signals: [L, T] in `units`."""
-    wfdb.wrsamp(
-        name,
-        fs=rate_hz,
-        units=[units] * len(leads),
-        sig_name=list(leads),
-        p_signal=np.asarray(signals, dtype=np.float64).T,
-        fmt=["16"] * len(leads),
-        write_dir=str(folder),
-    )
+def write(folder, signals, *arguments, name="r", **named):
+    write_record(folder, signals, *arguments, name=name, **named)
     return resolve(folder, name)
-
-
-def twelve(seconds=10.0):
-    return np.stack([(i + 1) / 10 * sine(5, seconds) for i in range(12)])
 
 
 def test_leads_are_found_by_name_and_resampled(tmp_path):
@@ -84,6 +65,13 @@ def test_bad_records_are_refused(tmp_path):
         ("gone", header.replace("r.dat", "gone.dat"), "cannot be read"),
         ("junk", "\0\1\2", "cannot be read|no signals"),
         ("empty", "", "cannot be read"),
+        ("mu", header.replace("/mV", "/µV"), "not plain ASCII"),
+        ("slow", header.replace("500 5000", "0.01 5000"), "0.01 Hz"),
+        ("skew", header.replace("r.dat 16", "r.dat 16:99999999999"), "claims"),
+        ("frames", header.replace("r.dat 16", "r.dat 16x99999999"), "claims"),
+        ("count", header.replace("sk 12 ", "sk 2 ").replace("r 12 ", "r 2 "), "claims 2 signals and describes 12"),
+        ("line", header + "r.dat" + "9" * 5000, "line without end"),
+        ("twice", header.replace("aVL", "aVR"), "leads are missing: aVL"),
     ]:
         (tmp_path / f"{name}.hea").write_text(text)
         with pytest.raises(MediaError, match=said):

@@ -55,8 +55,8 @@ class EcgConv(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def load(self, path: Path, options: Mapping[str, Any]) -> np.ndarray:
-        """An ECG file -> [L, T] millivolts."""
-        return ecg.load(path, self.leads, self.rate_hz, self.window_s)
+        """An ECG file -> [L, T] millivolts. options: see `media.ecg.load`."""
+        return ecg.load(path, self.leads, self.rate_hz, self.window_s, options)
 
     def prepare(self, array: np.ndarray) -> torch.Tensor:
         """[12, any T] or [L, any T] millivolts at `rate_hz` -> float32 [L, T]. Raises MediaError for NaN."""

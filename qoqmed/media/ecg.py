@@ -1,46 +1,73 @@
-"""Electrocardiograms from WFDB records, and the fixed shape that encoders read.
+"""Electrocardiograms from files (WFDB, CSV, NPY, DICOM waveforms), and the fixed shape that encoders read.
 
-Rules: leads by name (case does not matter), in the order asked for; millivolts whatever the record's unit. Only the
-first `window_s` seconds are read; a shorter record is padded with zeros at its end. Resampled by FFT after the crop.
-NaN in what is read is refused. An array in memory is at the wanted rate, and has the 12 standard leads or the wanted.
+Rules: leads by name, in the order asked for; millivolts whatever the file's unit. Only `window_s` seconds from
+`start_s` on (0 where the row says nothing) are read; a shorter record is padded with zeros at its end. Resampled by
+FFT after the crop. NaN, infinities and more than a volt in what is read are refused.
+An array in memory is at the wanted rate, and has the 12 standard leads or the wanted.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qoqmed.media import ecg_dicom, ecg_tables, ecg_wfdb
+from qoqmed.media.ecg_leads import LEADS as LEADS  # encoders ask for them here
+from qoqmed.media.ecg_leads import key
+from qoqmed.media.ecg_request import Request, request
 from qoqmed.media.refusals import decoding, need, refused
 
 Signal = npt.NDArray[np.float32]  # [L, T] millivolts
+Reader = Callable[[Request], tuple[npt.NDArray[Any], float]]
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
-MAX_SAMPLES = 2**27  # leads x samples that a header may claim
+MAX_MV = 1e3  # electrode offsets reach a third of it; more is another unit
+TEXT_ENDINGS = (".csv", ".tsv", ".txt")
 
 
-def load(path: Path, leads: Sequence[str] = LEADS, rate_hz: float = 250.0, window_s: float = 10.0) -> Signal:
-    """A WFDB record (path without its ending) -> [L, round(rate_hz * window_s)]."""
-    wfdb, scipy_signal = need("wfdb", "ecg"), need("scipy.signal", "ecg")
+def load(
+    path: Path,
+    leads: Sequence[str] = LEADS,
+    rate_hz: float = 250.0,
+    window_s: float = 10.0,
+    options: Mapping[str, Any] = {},
+) -> Signal:
+    """An ECG file -> float32 [L, round(rate_hz * window_s)] millivolts.
+
+    path: a file, or a WFDB record without its ending. options, by the file's row: rate_hz, unit and leads (names of
+    its channels) where the file does not say them; start_s, where the window begins. Raises MediaError.
+    """
+    asked = request(path, leads, window_s, options)
     with decoding("ECG record", path):
-        header = wfdb.rdheader(str(path))
-        _check(header, path)
-        chosen = _channels(header, leads, path)
-        read = min(int(header.sig_len), math.ceil(window_s * header.fs))
-        record = wfdb.rdrecord(str(path), sampto=read, channels=sorted(set(chosen)))
-        stored = {name.casefold(): column for column, name in reversed(list(enumerate(record.sig_name)))}
-        columns = [stored[lead.casefold()] for lead in leads]
-        scales = [_millivolts(record.units[column], lead, path) for column, lead in zip(columns, leads, strict=True)]
-        signal = np.stack([record.p_signal[:, c] * scale for c, scale in zip(columns, scales, strict=True)])
+        signal, stored_hz = _reader(path)(asked)
         require_finite(signal, leads, path)
-        if header.fs != rate_hz:
-            signal = scipy_signal.resample(signal, max(1, round(read * rate_hz / header.fs)), axis=1)
+        if np.abs(signal).max(initial=0) > MAX_MV:
+            what = f"the record has {np.abs(signal).max():.3g} mV"
+            raise refused(what, path, f"at most {MAX_MV:g} mV", "check its unit")
+        samples = max(1, round(signal.shape[1] * rate_hz / stored_hz))
+        if samples != signal.shape[1]:
+            signal = need("scipy.signal", "ecg").resample(signal, samples, axis=1)
         return fit(signal.astype(np.float32), round(rate_hz * window_s))
+
+
+def _reader(path: Path) -> Reader:
+    """By the file's first bytes, else by its ending, else WFDB."""
+    if path.is_dir():
+        raise refused("the path is a folder", path, "an ECG file, or a record's name without its ending")
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(132)
+    if start[128:] == b"DICM":
+        return ecg_dicom.read
+    if start.startswith(b"\x93NUMPY"):
+        return ecg_tables.read_npy
+    if start and path.suffix.lower() in TEXT_ENDINGS:
+        return ecg_tables.read_csv
+    return ecg_wfdb.read
 
 
 def fit(signal: Signal, samples: int) -> Signal:
@@ -55,8 +82,8 @@ def pick_leads(signal: Signal, leads: Sequence[str]) -> Signal:
         raise refused(f"an ECG array has shape {signal.shape}", "array", f"[12, T] or [{len(leads)}, T]")
     if signal.shape[0] == len(leads):
         return signal
-    standard = [lead.casefold() for lead in LEADS]
-    return signal[[standard.index(lead.casefold()) for lead in leads]]
+    standard = [key(lead) for lead in LEADS]
+    return signal[[standard.index(key(lead)) for lead in leads]]
 
 
 def require_finite(signal: npt.NDArray[Any], leads: Sequence[str], path: str | Path) -> None:
@@ -65,35 +92,3 @@ def require_finite(signal: npt.NDArray[Any], leads: Sequence[str], path: str | P
     if bad.any():
         counts = ", ".join(f"{lead}: {count}" for lead, count in zip(leads, bad, strict=True) if count)
         raise refused(f"samples are NaN or infinite ({counts}, of {signal.shape[1]})", path)
-
-
-def _check(header: Any, path: Path) -> None:
-    """Looks at the header only, before any signal file is opened."""
-    if not getattr(header, "sig_name", None):
-        raise refused("the record has no signals, or has several segments", path, mend="convert it to one segment")
-    if not header.sig_len or not header.fs or header.fs <= 0:
-        raise refused(f"the header gives {header.sig_len} samples at {header.fs} Hz", path)
-    if header.sig_len * header.n_sig > MAX_SAMPLES:
-        raise refused(f"the header claims {header.n_sig} x {header.sig_len} samples", path, f"at most {MAX_SAMPLES}")
-    for name in header.file_name:
-        beside = path.parent / name
-        if Path(name).name != name or (beside.is_symlink() and not name.startswith(path.name + ".")):
-            raise refused(f"the header names the signal file {name!r}", path, "a file beside the header")
-
-
-def _channels(header: Any, leads: Sequence[str], path: Path) -> list[int]:
-    present = [str(name).casefold() for name in header.sig_name]
-    missing = [lead for lead in leads if lead.casefold() not in present]
-    if missing:
-        held = ", ".join(str(name) for name in header.sig_name)
-        raise refused(
-            f"leads are missing: {', '.join(missing)} (the record has {held})", path, mend="leave the row out (unless)"
-        )
-    return [present.index(lead.casefold()) for lead in leads]
-
-
-def _millivolts(unit: str, lead: str, path: Path) -> float:
-    scale = MILLIVOLTS.get(str(unit).strip().casefold())
-    if scale is None:
-        raise refused(f"lead {lead} is in {unit!r}", path, expected="mV, uV, nV or V")
-    return scale
