@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(no_args_is_help=True, help="Check a recipe, or show it whole.")
 app.add_typer(recipe_app, name="recipe")
+convert_app = typer.Typer(no_args_is_help=True, help="Turn weights that others published into safetensors.")
+app.add_typer(convert_app, name="convert")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
 Overrides = Annotated[
@@ -187,6 +189,19 @@ def check_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep
 def show_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep = False) -> None:
     """Print a recipe whole: defaults filled in, `extends` and interpolation resolved, secrets blotted out."""
     print(config.to_yaml(config.load(recipe, overrides or (), deep=deep, files=False)), end="")
+
+
+@convert_app.command("ecg-jepa")
+def convert_ecg_jepa(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published pickle. No code of it is run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write; it must not exist.")],
+) -> None:
+    """Convert the published ECG-JEPA weights for the encoder ecg_jepa."""
+    from qoqmed import convert
+
+    made = convert.ecg_jepa(file, out)
+    print(f"{made.path}: {made.tensors} tensors, {made.parameters:,} trainable parameters, epoch {made.epoch}")
+    print(f"sha256 of {file}: {made.sha256}")
 
 
 @app.command()
