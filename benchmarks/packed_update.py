@@ -46,13 +46,13 @@ def build(options: dict[str, int]) -> tuple[Any, Any]:
 
     from qoqmed.policy import tiny
     from qoqmed.policy.policy import ClinicalPolicy
-    from qoqmed.policy.qwen2_5_vl import Qwen25VL
+    from qoqmed.policy.qwen2_5_vl import ClinicalQwen2_5_VL
 
     tokenizer = tiny.tokenizer(["Which finding is on this chest X-ray?"] * 9, tiny.TinySize(vocabulary=400))
-    model = tiny.model(tokenizer, tiny.TinySize(options["hidden"], options["layers"], options["heads"]), seed=0)
+    model = tiny.model(ClinicalQwen2_5_VL, tokenizer, tiny.TinySize(options["hidden"], options["layers"], options["heads"]), seed=0)
     torch.manual_seed(0)
     model.resize_token_embeddings(options["vocabulary"], mean_resizing=False)
-    return model, ClinicalPolicy(Qwen25VL(model), {}, torch.zeros(options["vocabulary"], dtype=torch.bool))
+    return model, ClinicalPolicy(model, torch.zeros(options["vocabulary"], dtype=torch.bool))
 
 
 def groups(policy: Any, text: int, images: int, n: int, lengths: tuple[int, int]) -> list[Any]:

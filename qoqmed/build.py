@@ -99,23 +99,12 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     root = Path(recipe.data.root)
     questions = OnDemand("domains", _question)
     tasks: Mapping[str, Task] = OnDemand("tasks", lambda name: registry.make("tasks", Node(name), questions=questions))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 2)
-        encoders = {name: registry.make("encoders", node) for name, node in recipe.encoders.items()}
-    loaded = _load(recipe, encoders, tasks)
     data = recipe.data
-    prompter = Prompter(
-        loaded.policy.backbone,
-        loaded.tokenizer,
-        loaded.image_processor,
-        encoders,
-        tasks,
-        root=root,
-        count=data.frames,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        modalities=None if data.modalities == "all" else tuple(data.modalities),
-    )
+    loaded = _load(recipe, tasks)
+    loaded.processor.frames = data.frames
+    loaded.processor.resize_between(data.min_pixels, data.max_pixels)
+    modalities = None if data.modalities == "all" else tuple(data.modalities)
+    prompter = Prompter(loaded.policy.model, loaded.processor, tasks, root=root, modalities=modalities)
     handle = LivePolicy(loaded.policy, loaded.tokenizer)
     engine = registry.make("rollouts", Node(recipe.rollout.name, recipe.rollout.arguments, "rollout"))
     engine.start(handle)
@@ -154,7 +143,7 @@ def _question(domain: str) -> str:
     return str((plugin() if callable(plugin) else plugin).phrasings[0])
 
 
-def _load(recipe: Recipe, encoders: dict[str, Any], tasks: Mapping[str, Task]) -> Loaded:
+def _load(recipe: Recipe, tasks: Mapping[str, Task]) -> Loaded:
     model = recipe.model
     if model.lora is not None:
         mend = "leave model.lora at null: LoRA is not in this version"
@@ -162,14 +151,15 @@ def _load(recipe: Recipe, encoders: dict[str, Any], tasks: Mapping[str, Task]) -
     if model.path is None:
         return load_tiny(
             tiny_texts(tasks),
-            encoders,
+            recipe.encoders,
             seed=recipe.seed,
             options=model.options,
+            backbone=model.backbone,
             logprob_chunk=recipe.trainer.logprob_chunk,
         )
     return load_path(
         Path(model.path),
-        encoders,
+        recipe.encoders,
         seed=recipe.seed,
         dtype=model.dtype,
         backbone=model.backbone,

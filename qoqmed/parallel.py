@@ -50,7 +50,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 def shard(policy: Any, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
     """Decoder layers are groups; encoders, vision tower, embeddings and head lie in the root group."""
     for block in policy.modules():
-        if type(block).__name__ in policy.backbone.block_names:
+        if type(block).__name__ in policy.model.block_names:
             fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     policy.set_reduce_scatter_unused_params(True)  # ranks may use different encoders

@@ -39,9 +39,10 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 
 def save(loaded: Loaded, path: Path) -> Path:
-    loaded.policy.model.save_pretrained(path)  # type: ignore[operator]
+    """As a plain backbone's folder, without our encoders."""
+    tiny.plain_model(loaded.policy.model).save_pretrained(path)
     loaded.tokenizer.save_pretrained(path)
-    loaded.image_processor.save_pretrained(path)
+    loaded.processor.image_processor.save_pretrained(path)
     return path
 
 
@@ -50,11 +51,13 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 def load(path: Path, **options: Any) -> Loaded:
-    return load_path(path, {"ecg": tiny.ecg_encoder()}, **({"seed": 0} | options))
+    return load_path(path, {"ecg": tiny.ECG}, **({"seed": 0} | options))
 
 
 def weights(loaded: Loaded) -> dict[str, torch.Tensor]:
-    return dict(loaded.policy.model.state_dict())
+    """Those of the backbone."""
+    state = loaded.policy.model.state_dict()
+    return {name: value for name, value in state.items() if not name.startswith(("encoders.", "projectors."))}
 
 
 def prompt_of(loaded: Loaded, *media: Medium) -> Prompt:
@@ -91,8 +94,8 @@ def test_a_saved_policy_gives_the_same_prompts_and_log_probs(source: Loaded, fol
 
 def test_encoders_join_a_saved_policy_by_its_seed(folder: Path) -> None:
     one, same, other = load(folder), load(folder), load(folder, seed=1)
-    assert torch.equal(one.policy.projectors["ecg"].weight, same.policy.projectors["ecg"].weight)
-    assert not torch.equal(one.policy.projectors["ecg"].weight, other.policy.projectors["ecg"].weight)
+    assert torch.equal(one.policy.model.projectors["ecg"].weight, same.policy.model.projectors["ecg"].weight)
+    assert not torch.equal(one.policy.model.projectors["ecg"].weight, other.policy.model.projectors["ecg"].weight)
     with torch.no_grad():
         item = pack_of(one, *MEDIA)
         torch.testing.assert_close(one.policy(item).log_probs, same.policy(item).log_probs, rtol=0, atol=1e-5)
@@ -122,8 +125,8 @@ def test_a_policy_in_bfloat16_reads_pictures_and_ecg(folder: Path) -> None:
     """The encoder stays in float32. Log-probs lie near those in float32."""
     half, full = load(folder, dtype="bfloat16"), load(folder)
     assert {value.dtype for value in weights(half).values()} == {torch.bfloat16}
-    assert half.policy.projectors["ecg"].weight.dtype == torch.bfloat16
-    assert {value.dtype for value in half.policy.encoders.parameters()} == {torch.float32}
+    assert half.policy.model.projectors["ecg"].weight.dtype == torch.bfloat16
+    assert {value.dtype for value in half.policy.model.encoders.parameters()} == {torch.float32}
     item, prompt = pack_of(half, *MEDIA), prompt_of(half, *MEDIA)
     with torch.no_grad():
         found, expected = half.policy(item).log_probs, full.policy(item).log_probs
@@ -246,7 +249,7 @@ def test_the_tiny_policy_is_its_seeds_alone() -> None:
     assert one.tokenizer.get_vocab() == same.tokenizer.get_vocab()
     state, again, third = one.policy.state_dict(), same.policy.state_dict(), other.policy.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in state.items())
-    for name in ("model.lm_head.weight", "model.model.visual.patch_embed.proj.weight", "projectors.ecg.weight"):
+    for name in ("model.lm_head.weight", "model.model.visual.patch_embed.proj.weight", "model.projectors.ecg.weight"):
         assert not torch.equal(state[name], third[name])
 
 

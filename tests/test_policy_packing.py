@@ -11,7 +11,6 @@ import pytest
 import tiny_policy as tiny
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from qoqmed.errors import UserError
@@ -20,7 +19,7 @@ from qoqmed.objectives.policy_gradient import PolicyGradient
 from qoqmed.packing import Layout, Pack, Prompt, lay_out, pack
 from qoqmed.policy.loading import Loaded
 from qoqmed.policy.policy import ClinicalPolicy
-from qoqmed.policy.qwen2_5_vl import Qwen25VL
+from qoqmed.policy.qwen2_5_vl import ClinicalQwen2_5_VL
 from qoqmed.types import Group, Medium
 
 PARTS = ("language_model", "vision", "encoders", "projectors")
@@ -198,7 +197,7 @@ def test_gradient_checkpointing_changes_nothing(policy: ClinicalPolicy, groups: 
     saving = copy.deepcopy(policy)
     saving.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     calls = []
-    for block in saving.backbone.language_model.layers:  # type: ignore[union-attr]
+    for block in saving.model.language_part.layers:  # type: ignore[union-attr]
         block.self_attn.register_forward_hook(lambda *_: calls.append(1))
     result = packed(saving, every)
     assert len(calls) == 2 * 2  # two layers, once forward and once more in the backward
@@ -330,12 +329,10 @@ def test_sliding_window_attention_is_refused(policy: ClinicalPolicy) -> None:
     text = policy.model.config.text_config.to_dict()  # type: ignore[union-attr]
     del text["layer_types"]
     text |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
-    config = Qwen2_5_VLConfig(text_config=text)
+    config = ClinicalQwen2_5_VL.config_class(text_config=text)
     assert config.text_config.layer_types == ["full_attention", "sliding_attention"]
-    model = nn.Module()
-    model.config = config
     with pytest.raises(UserError, match="sliding-window") as caught:
-        Qwen25VL(model)
+        ClinicalQwen2_5_VL(config)
     assert "use_sliding_window" in caught.value.problems[0].mend
 
 
@@ -373,8 +370,8 @@ def test_responses_that_do_not_train_contribute_nothing(
 def test_features_are_computed_once_per_case(policy: ClinicalPolicy, groups: dict[str, Group]) -> None:
     calls = []
     hooks = [
-        policy.backbone.vision.register_forward_hook(lambda *_: calls.append("vision")),
-        policy.encoders["ecg"].register_forward_hook(lambda *_: calls.append("ecg")),
+        policy.model.vision_part.register_forward_hook(lambda *_: calls.append("vision")),
+        policy.model.encoders["ecg"].register_forward_hook(lambda *_: calls.append("ecg")),
     ]
     (item,) = pack([groups["mixed"], groups["image"]], ROW)
     with torch.no_grad():

@@ -85,8 +85,8 @@ def test_the_policy_finds_as_many_features_as_placeholders(loaded: Loaded) -> No
     prompt = tiny.prompter(loaded)(tiny.case("a", tiny.picture(1, 56, 112), tiny.ecg(1), tiny.picture(2, 84, 28)))
     assert prompt.pixel_values is not None and prompt.grids is not None and prompt.image_slots is not None
     with torch.no_grad():
-        images = loaded.policy.backbone.image_features(prompt.pixel_values, prompt.grids)
-        series, mask = loaded.policy.encoders["ecg"](prompt.series["ecg"])
+        images = loaded.policy.model.image_features(prompt.pixel_values, prompt.grids).tokens
+        series, mask = loaded.policy.model.encoders["ecg"](prompt.series["ecg"])
     assert len(images) == len(prompt.image_slots) == 8 + 3
     assert series.shape[:2].numel() == len(prompt.series_slots["ecg"]) == 3
     assert mask.all()
@@ -105,7 +105,7 @@ def test_media_stand_in_the_order_of_the_case(loaded: Loaded) -> None:
         None,
         (56, 56),
     ]
-    encoder: Any = loaded.policy.encoders["ecg"]
+    encoder: Any = loaded.policy.model.encoders["ecg"]
     expected = torch.stack([encoder.prepare(medium.array) for medium in (media[0], media[2])])
     assert torch.equal(prompt.series["ecg"], expected)
 
@@ -116,7 +116,7 @@ def test_a_volume_becomes_as_many_pictures_as_frames(loaded: Loaded) -> None:
     assert text_of(loaded, prompt) == BEFORE + picture(4) * 4 + "What is on this?" + AFTER
     assert prompt.grids is not None and prompt.grids.tolist() == [[1, 4, 4]] * 4
     assert prompt.pixel_values is not None
-    mean, std = loaded.image_processor.image_mean[0], loaded.image_processor.image_std[0]
+    mean, std = loaded.processor.image_processor.image_mean[0], loaded.processor.image_processor.image_std[0]
     red = prompt.pixel_values.view(4, 16, -1)[:, :, 0]  # [frame, patch]: one red pixel each
     brightness = (red * std + mean) * 255
     torch.testing.assert_close(brightness, torch.tensor([10.0, 30.0, 60.0, 80.0])[:, None].expand(4, 16))
@@ -238,11 +238,11 @@ def test_an_unknown_task_names_the_row(loaded: Loaded) -> None:
 def test_a_chat_template_without_pictures_is_refused(loaded: Loaded) -> None:
     """It would drop them in silence."""
     bare = tiny.load()
-    bare.tokenizer.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    bare.processor.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
     with pytest.raises(DataError, match="row-7.*chat template") as caught:
         tiny.prompter(bare)(tiny.case("row-7", tiny.picture(1)))
-    assert caught.value.problems[0].got == "0 placeholders"
-    with pytest.raises(DataError, match="features of ecg do not match"):
+    assert caught.value.problems[0].got == "the text has 0 placeholders <|image_pad|> for 1 media"
+    with pytest.raises(DataError, match=r"row-7.*0 placeholders <\|ecg_pad\|> for 1 media"):
         tiny.prompter(bare)(tiny.case("row-7", tiny.ecg(1)))
 
 

@@ -131,12 +131,12 @@ def test_rollouts_equal_a_naive_sampler_where_many_end_early(
     temperature: float, loaded: Loaded, plain: ClinicalPolicy, prompts: list[Prompt]
 ) -> None:
     """Tokens and log-probs, while finished rows are dropped from the cache again and again."""
-    handle = Hasty(loaded.policy, loaded.tokenizer, bonus=3.5 * temperature)
+    handle = Hasty(loaded.policy, loaded.tokenizer, bonus=3.2 * temperature)
     sampling = Sampling(n=6, temperature=temperature, max_new_tokens=18)
     out = engine(handle).generate(prompts, sampling, SEEDS)
     lengths = sorted(len(rollout.token_ids) for group in out for rollout in group)
     assert lengths[0] == 1 and lengths[-1] == 18 and len(set(lengths)) >= 6
-    assert len(handle.sizes) >= 4  # the cache shrank three times
+    assert len(handle.sizes) >= 3  # the cache shrank twice
     uniform = streams(SEEDS, 6, 18).view(4, 6, 18)
     for p, prompt in enumerate(prompts):
         for i, rollout in enumerate(out[p]):

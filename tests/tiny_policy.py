@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qoqmed.encoders.ecg_conv import EcgConv
+from qoqmed.config.schema import Node
 from qoqmed.packing import Prompt
 from qoqmed.policy.loading import Loaded, load_tiny
 from qoqmed.policy.policy import ClinicalPolicy
@@ -42,16 +42,13 @@ class Ask:
         """Every case will do."""
 
 
-def ecg_encoder(seed: int = 0) -> EcgConv:
-    """3 tokens of 4 s at 50 Hz."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return EcgConv(width=8, num_tokens=3, rate_hz=50.0, window_s=4.0)
+ECG = Node("ecg_conv", {"width": 8, "num_tokens": 3, "rate_hz": 50.0, "window_s": 4.0})  # 3 tokens of 4 s at 50 Hz
 
 
-def load(std: float = 0.02, seed: int = 0, **options: Any) -> Loaded:
+def load(std: float = 0.02, seed: int = 0, backbone: str | None = None, **options: Any) -> Loaded:
     """std: of every matrix. At 0.02 the policy is nearly uniform; at SHARP log-probs and attention are far from it."""
-    loaded = load_tiny(TEXTS * 9, {"ecg": ecg_encoder(seed)}, seed=seed, options=OPTIONS | options, logprob_chunk=7)
+    sizes, kind = OPTIONS | options, {"backbone": backbone}
+    loaded = load_tiny(TEXTS * 9, {"ecg": ECG}, seed=seed, options=sizes, logprob_chunk=7, **kind)
     with torch.no_grad():
         for parameter in loaded.policy.parameters():
             if parameter.ndim >= 2:
@@ -59,18 +56,14 @@ def load(std: float = 0.02, seed: int = 0, **options: Any) -> Loaded:
     return loaded
 
 
-def prompter(loaded: Loaded, root: Path = Path(), **options: Any) -> Prompter:
+def prompter(
+    loaded: Loaded, root: Path = Path(), *, count: int = 4, max_pixels: int = 84 * 84, **options: Any
+) -> Prompter:
     """Pictures of up to 84 x 84 pixels: 9 tokens of 28 x 28."""
-    options = {"min_pixels": 28 * 28, "max_pixels": 84 * 84} | options
+    loaded.processor.frames = count
+    loaded.processor.resize_between(28 * 28, max_pixels)
     tasks: Mapping[str, Any] = {"ask": Ask()}
-    policy = loaded.policy
-    return Prompter(
-        policy.backbone, loaded.tokenizer, loaded.image_processor, _encoders(policy), tasks, root=root, **options
-    )
-
-
-def _encoders(policy: ClinicalPolicy) -> Any:
-    return dict(policy.encoders.items())
+    return Prompter(loaded.policy.model, loaded.processor, tasks, root=root, **options)
 
 
 def case(id: str, *media: Medium, text: str = "What is on this?") -> Case:
@@ -94,6 +87,15 @@ def group(case: Case, prompt: Prompt, lengths: Sequence[int], seed: int = 0, tra
         for i, length in enumerate(lengths)
     ]
     return Group(case, prompt, tuple(rollouts), trainable=tuple(trainable) or (True,) * len(lengths))
+
+
+def plain_model(model: Any) -> Any:
+    """Transformers' own model with the same weights, without encoders."""
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in ("encoders", "model_type")}
+    plain = model.plain_class(model.plain_class.config_class(**settings))
+    added = ("encoders.", "projectors.")
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith(added)})
+    return plain.to(model.dtype)
 
 
 def plain_copy(policy: ClinicalPolicy, dtype: torch.dtype = torch.float32) -> ClinicalPolicy:
@@ -125,8 +127,8 @@ def plain_logits_by_hand(plain: ClinicalPolicy, prompt: Prompt, response: Sequen
         features = model.model.get_image_features(prompt.pixel_values.to(embeds.dtype), prompt.grids, return_dict=True)
         embeds[prompt.image_slots] = torch.cat(tuple(features.pooler_output))
     for modality, series in prompt.series.items():
-        features, _ = plain.encoders[modality](series.to(embeds.dtype))
-        embeds[prompt.series_slots[modality]] = plain.projectors[modality](features).flatten(0, 1)
+        features, _ = model.encoders[modality](series.to(embeds.dtype))
+        embeds[prompt.series_slots[modality]] = model.projectors[modality](features).flatten(0, 1)
     before = positions_by_hand(prompt)
     after = before.max() + 1 + torch.arange(len(own))
     positions = torch.cat([before, after.expand(3, -1)], 1)

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qoqmed import registry
+from qoqmed.config.schema import Node
 from qoqmed.errors import Problem, UserError, near
 from qoqmed.policy import tiny
+from qoqmed.policy.clinical import check_encoders, encoder_spec
 from qoqmed.policy.policy import ClinicalPolicy
+from qoqmed.policy.processor import ClinicalProcessor
+from qoqmed.policy.registration import register
+
+PREFIX = "qoqmed_"  # the model_type of a clinical model is this and the plain one's
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,31 @@ class Loaded:
     """A policy with what its prompts need."""
 
     policy: ClinicalPolicy
-    tokenizer: Any
-    image_processor: Any
+    processor: ClinicalProcessor
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
 
 
 def load_tiny(
     texts: Iterable[str],
-    encoders: Mapping[str, nn.Module],
+    encoders: Mapping[str, Node],
     *,
     seed: int,
     options: Mapping[str, Any],
+    backbone: str | None = None,
     logprob_chunk: int = 512,
 ) -> Loaded:
     """The embedded policy: a tokenizer trained on `texts`, weights from `seed`."""
     size = _size(options)
     tokenizer = tiny.tokenizer(texts, size)
-    _add_placeholders(tokenizer, encoders)
-    backbone = registry.load("backbones", "qwen2_5_vl")(tiny.model(tokenizer, size, seed))
-    return _policy(backbone, tokenizer, tiny.image_processor(), encoders, seed, logprob_chunk)
+    made = _make(encoders, seed)
+    _add_placeholders(tokenizer, made)  # before the model: its vocabulary has room for them
+    adapter = _backbone(backbone or "qwen2_5_vl")
+    model = tiny.model(adapter, tokenizer, size, seed)
+    images = tiny.image_processor(model.patch)
+    return _loaded(model, tokenizer, images, None, encoders, made, seed, logprob_chunk)
 
 
 def _size(options: Mapping[str, Any]) -> tiny.TinySize:
@@ -60,7 +70,7 @@ def _size(options: Mapping[str, Any]) -> tiny.TinySize:
 
 def load_path(
     path: Path,
-    encoders: Mapping[str, nn.Module],
+    encoders: Mapping[str, Node],
     *,
     seed: int,
     dtype: str = "float32",
@@ -68,14 +78,19 @@ def load_path(
     gradient_checkpointing: bool = False,
     logprob_chunk: int = 512,
 ) -> Loaded:
-    """A local transformers checkpoint (safetensors). The backbone is the plugin whose model_type the checkpoint has.
+    """A local folder in transformers' layout (safetensors): a plain backbone, or a clinical model with its encoders.
 
+    Encoders of the recipe that the model lacks are added to it. The backbone is the plugin of the folder's model_type.
     Raises UserError, naming the folder, where it is none or cannot be read. Code that it may hold is never run.
     """
     adapter = _backbone(backbone or _model_type(path))
+    register(adapter)
     with _reading(path):
-        model, report = adapter.model_class.from_pretrained(
+        settings, _ = adapter.config_class.get_config_dict(path, local_files_only=True)
+        settings.pop("model_type", None)  # a plain folder has the plain one
+        model, report = adapter.from_pretrained(
             path,
+            config=adapter.config_class.from_dict(settings),
             dtype=getattr(torch, dtype),
             attn_implementation=dict(adapter.attention),
             local_files_only=True,
@@ -84,19 +99,20 @@ def load_path(
         )
         if report["missing_keys"]:  # transformers only logs that it made them up
             raise ValueError(f"it lacks the weights {', '.join(sorted(report['missing_keys']))}")
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
+        processor = ClinicalProcessor.from_pretrained(path)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    template = path / "chat_template.jinja"
-    if tokenizer.chat_template is None and template.exists():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    _add_placeholders(tokenizer, encoders)
+    check_encoders(encoders, model.config.encoders or {})
+    added = {modality: node for modality, node in encoders.items() if modality not in (model.config.encoders or {})}
+    made = _make(added, seed)
+    tokenizer = processor.tokenizer
+    _add_placeholders(tokenizer, made)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.resize_token_embeddings(len(tokenizer))
-    return _policy(adapter(model), tokenizer, images, encoders, seed, logprob_chunk)
+    template = processor.chat_template
+    return _loaded(model, tokenizer, processor.image_processor, template, added, made, seed, logprob_chunk)
 
 
 def _model_type(path: Path) -> str:
@@ -106,7 +122,7 @@ def _model_type(path: Path) -> str:
         expected = "a folder with config.json, safetensors and a tokenizer"
         raise UserError(Problem("no checkpoint here", where="model.path", got=str(path), expected=expected))
     with _reading(path):
-        return str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
+        return str(json.loads(file.read_text(encoding="utf-8")).get("model_type")).removeprefix(PREFIX)
 
 
 @contextmanager
@@ -132,23 +148,39 @@ def _backbone(name: str) -> Any:
     return registry.load("backbones", name)
 
 
-def _add_placeholders(tokenizer: Any, encoders: Mapping[str, nn.Module]) -> None:
-    names = [str(encoder.placeholder).removeprefix("<|").removesuffix("_pad|>") for encoder in encoders.values()]
-    tokens = [f"<|{name}_{part}|>" for name in names for part in ("start", "pad", "end")]
+def _make(encoders: Mapping[str, Node], seed: int) -> dict[str, Any]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 2)
+        return {modality: registry.make("encoders", node) for modality, node in encoders.items()}
+
+
+def _add_placeholders(tokenizer: Any, encoders: Mapping[str, Any]) -> None:
+    pads = [str(encoder.placeholder) for encoder in encoders.values()]
+    tokens = [pad.replace("_pad|>", f"_{part}|>") for pad in pads for part in ("start", "pad", "end")]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
 
 
-def _policy(
-    backbone: Any, tokenizer: Any, images: Any, encoders: Mapping[str, nn.Module], seed: int, chunk: int
+def _loaded(
+    model: Any,
+    tokenizer: Any,
+    images: Any,
+    template: str | None,
+    nodes: Mapping[str, Node],
+    encoders: Mapping[str, Any],
+    seed: int,
+    chunk: int,
 ) -> Loaded:
-    """Ban what must not be sampled, and initialise the projectors from `seed`."""
-    vocabulary = backbone.head.weight.shape[0]
-    banned = torch.zeros(vocabulary, dtype=torch.bool)
+    """Add the encoders, initialise their projectors from `seed`, and ban what must not be sampled."""
+    specs = {
+        modality: encoder_spec(nodes[modality], encoder, int(tokenizer.convert_tokens_to_ids(encoder.placeholder)))
+        for modality, encoder in encoders.items()
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        model.add_encoders(encoders, specs)
+    banned = torch.zeros(model.lm_head.weight.shape[0], dtype=torch.bool)
     banned[len(tokenizer) :] = True
     stop = tokenizer.eos_token_id
     banned[[i for i in tokenizer.all_special_ids if i != stop]] = True
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        policy = ClinicalPolicy(backbone, encoders, banned, chunk)
-    policy.projectors.to(backbone.head.weight.dtype)
-    return Loaded(policy, tokenizer, images)
+    processor = ClinicalProcessor(images, tokenizer, template, model.config.encoders)
+    return Loaded(ClinicalPolicy(model, banned, chunk), processor)

@@ -5,8 +5,9 @@ The forward takes a pack and gives log-probs and entropies of its response token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from qoqmed.logprobs import token_log_probs
 from qoqmed.packing import Pack, Prompt, prompt_pack
 from qoqmed.policy.attention import Decode, Packed, Prefill, Segments
-from qoqmed.policy.qwen2_5_vl import Qwen25VL
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,19 @@ class Prefix:
 
 
 class ClinicalPolicy(nn.Module):
-    """Hosts the backbone (`model`), `encoders` and `projectors` by modality.
+    """Hosts the clinical model: a plugin of `qoqmed.backbones` with its encoders and projectors.
 
     banned: [V] bool buffer, True for ids that are neither sampled nor in the softmax.
     """
 
     banned: Tensor
 
-    def __init__(
-        self, backbone: Qwen25VL, encoders: Mapping[str, nn.Module], banned: Tensor, logprob_chunk: int = 512
-    ) -> None:
+    def __init__(self, model: Any, banned: Tensor, logprob_chunk: int = 512) -> None:
         super().__init__()
-        self.model: nn.Module = backbone.model
-        self.encoders = nn.ModuleDict(dict(encoders))
-        self.projectors = nn.ModuleDict(
-            {name: nn.Linear(int(encoder.width), backbone.hidden_size) for name, encoder in encoders.items()}  # type: ignore[arg-type]
-        )
+        self.model = model
         self.register_buffer("banned", banned, persistent=False)
         self.logprob_chunk = logprob_chunk
         self.autocast = False  # bfloat16 arithmetic on weights of another type, in sampling and training alike
-
-    @property
-    def backbone(self) -> Qwen25VL:
-        return Qwen25VL(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +63,7 @@ class ClinicalPolicy(nn.Module):
             hidden = self.hidden(pack, Packed(pack.layout))[pack.sources]  # [N, D]
             log_probs, entropies = token_log_probs(
                 hidden,
-                self.backbone.head.weight,
+                self.model.lm_head.weight,
                 pack.targets,
                 temperature=temperature,
                 banned=self.banned,
@@ -88,17 +78,16 @@ class ClinicalPolicy(nn.Module):
 
     def hidden(self, pack: Pack, segments: Segments) -> Tensor:
         """Last hidden states [S, D] of the row; media features are put into prompts only, once per case."""
-        backbone = self.backbone
-        embeds = backbone.embed(pack.token_ids)
+        model, images = self.model, None
+        embeds = model.get_input_embeddings()(pack.token_ids)
         if pack.pixel_values is not None and pack.grids is not None and pack.image_slots is not None:
-            features = backbone.image_features(pack.pixel_values.to(embeds.dtype), pack.grids)
-            embeds = embeds.index_copy(0, pack.image_slots, features.to(embeds.dtype))
-        for modality, series in pack.series.items():
-            encoder, projector = self.encoders[modality], self.projectors[modality]
-            features, _ = encoder(series.to(next(encoder.parameters(), series).dtype))  # [B, n, D']
-            tokens = projector(features.to(projector.weight.dtype)).flatten(0, 1)  # [B * n, D]
-            embeds = embeds.index_copy(0, pack.series_slots[modality], tokens.to(embeds.dtype))
-        return backbone.hidden(embeds, pack.positions, segments)
+            images = model.image_features(pack.pixel_values.to(embeds.dtype), pack.grids)
+            embeds = embeds.index_copy(0, pack.image_slots, images.tokens.to(embeds.dtype))
+        for modality, values in pack.series.items():
+            features = model.series_features(modality, values)
+            embeds = embeds.index_copy(0, pack.series_slots[modality], features.to(embeds.dtype))
+        hidden: Tensor = model.hidden(embeds, pack.positions, segments, images, pack.image_slots)
+        return hidden
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Prompt]) -> Prefix:
@@ -116,7 +105,8 @@ class ClinicalPolicy(nn.Module):
     def decode(self, token_ids: Tensor, positions: Tensor, cache: Decode) -> Tensor:
         """One token of each response: token_ids [R], positions [R] -> hidden [R, D]; advances the cache by a step."""
         with self._arithmetic():
-            hidden = self.backbone.hidden(self.backbone.embed(token_ids), positions.expand(3, -1), cache)
+            embeds = self.model.get_input_embeddings()(token_ids)
+            hidden: Tensor = self.model.hidden(embeds, positions.expand(3, -1), cache)
         cache.step += 1
         return hidden
 
@@ -124,7 +114,7 @@ class ClinicalPolicy(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, D] -> float32 logits [R, V] with banned ids at -inf."""
         with self._arithmetic():
-            logits: Tensor = self.backbone.head(hidden)
+            logits: Tensor = self.model.lm_head(hidden)
         logits = logits.float()
         return logits.masked_fill(self.banned, -torch.inf)
 
@@ -132,11 +122,11 @@ class ClinicalPolicy(nn.Module):
         """Parameters of `language_model` (with embeddings and head), `vision`, `encoders[.x]` or `projectors[.x]`."""
         head, _, rest = name.partition(".")
         if head == "language_model":
-            inside = [*self.backbone.language_model.parameters(), *self.backbone.head.parameters()]
+            inside = [*self.model.language_part.parameters(), *self.model.lm_head.parameters()]
         elif head == "vision":
-            inside = list(self.backbone.vision.parameters())
+            inside = list(self.model.vision_part.parameters())
         else:
-            group: nn.ModuleDict = getattr(self, head)
+            group: nn.ModuleDict = getattr(self.model, head)
             names = list(group) if rest in ("", "*") else [rest]
             inside = [parameter for key in names for parameter in group[key].parameters()]
         return inside

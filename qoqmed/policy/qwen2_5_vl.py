@@ -6,33 +6,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qoqmed.boxes import AbsoluteFrame
 from qoqmed.errors import Problem, UserError
-from qoqmed.geometry import Geometry, fit
-from qoqmed.policy.attention import NAME, Segments
+from qoqmed.geometry import Geometry
+from qoqmed.policy import tiny
+from qoqmed.policy.attention import Segments
+from qoqmed.policy.clinical import Clinical
+from qoqmed.policy.pictures import ImageFeatures, Pictures
 
 
-class Qwen25VL:
-    """Adapter: a thin view of one model. Boxes are absolute pixels of the resized image."""
+class ClinicalQwen2_5_VLConfig(Qwen2_5_VLConfig):
+    """Qwen2.5-VL's config with `encoders` (see `qoqmed.policy.clinical`)."""
 
-    model_type: ClassVar[str] = "qwen2_5_vl"
-    model_class: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
+    model_type = "qoqmed_qwen2_5_vl"
+    encoders: dict[str, Any] | None = None
+
+
+class ClinicalQwen2_5_VL(Clinical, Pictures, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with encoders of further modalities. Boxes are absolute pixels of the resized image."""
+
+    config_class = ClinicalQwen2_5_VLConfig
+    plain_type: ClassVar[str] = "qwen2_5_vl"
+    plain_class: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
     block_names: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLDecoderLayer",)
-    image_tokens: ClassVar[tuple[str, str, str]] = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-    media_tokens: ClassVar[tuple[str, ...]] = (
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|vision_pad|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-    )
-    attention: ClassVar[Mapping[str, str]] = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}
 
-    def __init__(self, model: nn.Module) -> None:
-        config: Any = model.config
+    def __init__(self, config: ClinicalQwen2_5_VLConfig) -> None:
         if "sliding_attention" in (config.text_config.layer_types or ()):
             raise UserError(
                 Problem(
@@ -42,58 +43,28 @@ class Qwen25VL:
                     mend="set use_sliding_window to false in the checkpoint's config.json, if it was trained so",
                 )
             )
-        self.model: Any = model
-
-    @property
-    def language_model(self) -> nn.Module:
-        return self.model.model.language_model  # type: ignore[no-any-return]
-
-    @property
-    def vision(self) -> nn.Module:
-        return self.model.model.visual  # type: ignore[no-any-return]
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.model.lm_head  # type: ignore[no-any-return]
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.text_config.hidden_size)
-
-    @property
-    def patch(self) -> int:
-        return int(self.model.config.vision_config.patch_size)
-
-    @property
-    def merge(self) -> int:
-        return int(self.model.config.vision_config.spatial_merge_size)
-
-    def geometry(self, width: int, height: int, min_pixels: int, max_pixels: int) -> Geometry:
-        """The size that an image of `width` x `height` pixels gets. Raises ValueError for absurd aspect ratios."""
-        return fit(width, height, patch=self.patch, merge=self.merge, min_pixels=min_pixels, max_pixels=max_pixels)
+        super().__init__(config)
 
     @staticmethod
     def frame(geometries: Sequence[Geometry | None]) -> AbsoluteFrame:
+        """The numbers in which boxes on these pictures are written."""
         return AbsoluteFrame(geometries)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[S] long -> [S, D]."""
-        return self.model.get_input_embeddings()(token_ids)  # type: ignore[no-any-return]
+    def image_features(self, pixel_values: Tensor, grids: Tensor) -> ImageFeatures:
+        """pixel_values [N, patch] and grids [I, 3] -> features of all images, in prompt order."""
+        features = self.get_image_features(pixel_values, grids, return_dict=True).pooler_output
+        return ImageFeatures(torch.cat(tuple(features)))
 
-    def image_features(self, pixel_values: Tensor, grids: Tensor) -> Tensor:
-        """pixel_values [N, patch] and grids [I, 3] -> features [tokens of all images, D], in prompt order."""
-        features = self.model.get_image_features(pixel_values, grids, return_dict=True).pooler_output
-        return torch.cat(tuple(features))
-
-    def positions(self, token_ids: Tensor, is_image: Tensor, grids: Tensor | None) -> Tensor:
-        """Positions [3, P] of a prompt [P] (transformers' own rule); other placeholders take text-like positions."""
-        kinds = is_image.int()[None]
-        positions, _ = self.model.model.get_rope_index(token_ids[None], kinds, image_grid_thw=grids)
-        return positions[:, 0]  # type: ignore[no-any-return]
-
-    def hidden(self, embeds: Tensor, positions: Tensor, segments: Segments) -> Tensor:
-        """embeds [S, D] and positions [3, S] of one row -> last hidden states [S, D]."""
-        out = self.language_model(
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        segments: Segments,
+        images: ImageFeatures | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """embeds [S, D], positions [3, S] of one row -> last hidden states [S, D]. slots [n]: where `images` went."""
+        out = self.language_part(
             inputs_embeds=embeds[None],
             position_ids=positions[:, None],
             attention_mask={"full_attention": None},
@@ -101,3 +72,13 @@ class Qwen25VL:
             segments=segments,
         )
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    @classmethod
+    def tiny_config(cls, size: tiny.TinySize, token_ids: Mapping[str, int], vocabulary: int) -> Any:
+        """The config of `model: {name: tiny}`."""
+        own = {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [size.vision_layers - 1]}
+        return cls.config_class(
+            text_config=tiny.text_config(size, token_ids, vocabulary),
+            vision_config=tiny.vision_config(size) | own,
+            **tiny.special_ids(token_ids),
+        )
