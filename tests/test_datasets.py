@@ -122,7 +122,7 @@ def test_a_missing_label_space_is_that_of_the_domains_data_set(tmp_path):
         ({"question": "", "domain": "chest_xrays"}, "did you mean 'chest_xray'"),
         ({"media": "a.png"}, "neither a list nor an object"),
         ({"media": [{"modality": "image"}]}, "'path' is missing"),
-        ({"media": [{"modality": "image", "path": "a", "veiw": "PA"}]}, "malformed"),
+        ({"media": [{"modality": "image", "path": "a", "veiw": "PA"}]}, "has no 'veiw'(.|\n)*did you mean 'view'"),
         ({"boxes": [[0.5, 0.5, 0.4, 0.6]]}, "empty or leaves"),
         ({"boxes": [[0, 0, 1.2, 1]]}, "empty or leaves"),
         ({"boxes": [[0, 0, 1, None]]}, "not four numbers"),

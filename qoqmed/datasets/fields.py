@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qoqmed.errors import DataError, Problem, near
-from qoqmed.types import Box, Medium
+from qoqmed.media import options
+from qoqmed.types import SPATIAL, Box, Medium
 
+MEDIUM_FIELDS = ("modality", "path", "view")
+PLAIN = str | int | float | bool
 BOX_FIELDS = ("boxes", "boxes_px", "boxes_xywh")
 OVERSHOOT = 0.01  # of a side
 LARGEST = 1e300
@@ -70,10 +73,23 @@ def media(given: Given, prefix: str) -> tuple[Medium, ...]:
 
 
 def _medium(item: Any, prefix: str, view: str) -> Medium:
-    if not isinstance(item, dict) or set(item) - {"modality", "path", "view"}:
+    if not isinstance(item, dict):
         raise wrong("a medium is malformed", repr(item), expected='{"modality": ..., "path": ..., "view": ...}')
+    modality = text(item, "modality", required=True)
     path = prefix + text(item, "path", required=True)
-    return Medium(text(item, "modality", required=True), path, view=text(item, "view") or view)
+    given = {name: value for name, value in item.items() if name not in MEDIUM_FIELDS and value is not None}
+    if modality in SPATIAL:
+        known = (*MEDIUM_FIELDS, *options.NAMES[modality])
+        for name in given:
+            if name not in known:
+                raise wrong(
+                    f"a medium of modality {modality!r} has no {name!r}", item, ", ".join(known), near(name, known)
+                )
+        options.read(modality, given)
+    for name, value in given.items():
+        if not all(isinstance(each, PLAIN) for each in (value if isinstance(value, list) else [value])):
+            raise wrong(f"the option {name!r} of a medium is neither a plain value nor a list of such", repr(value))
+    return Medium(modality, path, view=text(item, "view") or view, options=given)
 
 
 def labels(given: Given, space: Sequence[str]) -> tuple[str, ...] | None:

@@ -5,7 +5,8 @@
 | id, domain | text, required |
 | dataset | text; the file's name where it is missing |
 | task, question, text, patient | text; a blank question is phrased by the domain |
-| media | `[{modality, path, view?}]` in prompt order, or `{modality: path or [paths]}` |
+| media | `[{modality, path, view?, ..}]` in prompt order, or `{modality: path or [paths]}`; further keys of an item say
+how it is to be read: `media.options` for images, volumes and videos, else the encoder's own |
 | view | view name of the media that have none of their own |
 | labels | `[text]` or one text; null: not known; `[]`: none applies (not known where the space is empty too) |
 | label_space | `[text]`; where it is missing, what the domain knows of the data set |

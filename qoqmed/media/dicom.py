@@ -1,133 +1,148 @@
-"""DICOM slices through pydicom: one file, or a folder that holds one series. Only the chosen slices are decoded.
+"""DICOM slices through pydicom: one file, or a folder that holds one series. Only the needed slices are decoded.
 
-Rules: sorted by position along the slice normal, else by instance number, else by file name. Modality LUT applied
-(Hounsfield units); window of the headers (median over the chosen slices, linear), else none is given. MONOCHROME1 is
-marked inverted. Palettes and YBR become RGB. Several series, several slices at one place and mosaics are refused.
+Rules: which frames there are and in which order is `dicom_series`' to say, what becomes of a pixel `dicom_pixels`'.
+MONOCHROME1 is marked inverted. By default the slices as they were acquired, pixels as stored. By `axis` a view of the
+body: the acquired plane turned the radiological way, or a cut across the slices where these are grey, straight above
+one another and evenly spaced. So a tilted gantry does not matter to acquired slices, and refuses a cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qoqmed.media.nifti import MAX_VOXELS, Choose
+from qoqmed.media import dicom_pixels, dicom_series, planes
+from qoqmed.media.dicom_series import Frame
+from qoqmed.media.options import Options
+from qoqmed.media.planes import Choose
 from qoqmed.media.refusals import decoding, need, refused
+from qoqmed.media.slices import Slices
 
-GAP_MM = 1e-3  # slices closer than this are at one place
-
-
-@dataclass(frozen=True)
-class Slices:
-    """values: [N, H, W] intensities, or [N, H, W, 3] uint8 where the file is in colour. window: low and high."""
-
-    values: npt.NDArray[Any]
-    window: tuple[float, float] | None = None
-    inverted: bool = False
-
-
-@dataclass(frozen=True)
-class _Frame:
-    path: Path
-    index: int  # in its file
-    header: Any
+ENDINGS = (".dcm", ".dicom")
+MAX_FILES = 10_000
+MAX_INFLATED = 2**31  # bytes of a deflated data set
+BARE_NEEDS = ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated")
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether it is a folder, or a file that bears DICOM's mark (128 bytes, then DICM)."""
-    if path.is_dir():
-        return True
+    """Whether it is a folder, or a file that bears DICOM's mark or one of its endings."""
+    return path.is_dir() or path.name.lower().endswith(ENDINGS) or _marked(path)
+
+
+def _marked(path: Path) -> bool:
+    """128 bytes, then DICM."""
     with decoding("file", path), path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def slices(path: Path, choose: Choose) -> Slices:
+def slices(path: Path, choose: Choose, options: Options | None = None) -> Slices:
     """The chosen slices of a file or a folder."""
-    pydicom = need("pydicom", "imaging")
+    options = options or Options()
+    if options.time is not None:
+        raise refused("the option 'time' is for NIfTI volumes", path, mend="give each time point its own folder")
     with decoding("DICOM image", path):
-        files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
-        headers = [(file, pydicom.dcmread(file, stop_before_pixels=True)) for file in files if is_dicom(file)]
-        if not headers:
-            raise refused("no DICOM file is there", path)
-        frames = _ordered(headers, path)
-        chosen = [frames[position] for position in choose(len(frames))]
-        planes = [_decoded(frame) for frame in chosen]
-        inverted = chosen[0].header.get("PhotometricInterpretation") == "MONOCHROME1"
-        return Slices(np.stack(planes), _window([frame.header for frame in chosen]), inverted)
+        frames = _frames(path)
+        decode = dicom_pixels.Reader(_read, voi=options.window in ("auto", "header"))
+        if options.axis in (None, "acquired"):
+            chosen = [frames[place] for place in choose(len(frames))]
+            return _slices(chosen, np.stack([decode(frame) for frame in chosen]))
+        return _turned(frames, str(options.axis), choose, decode, path)
 
 
-def _ordered(headers: Sequence[tuple[Path, Any]], path: Path) -> list[_Frame]:
-    """All frames of a series in the order of their places. Looks at headers only."""
-    for file, header in headers:
-        _check(file, header)
-    if len({(header.Rows, header.Columns, header.get("SeriesInstanceUID")) for _, header in headers}) > 1:
-        raise refused("the folder holds several series or sizes", path, "one series", "give each its own folder")
-    if len(headers) == 1:
-        file, header = headers[0]
-        return [_Frame(file, index, header) for index in range(int(header.get("NumberOfFrames") or 1))]
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for _, header in headers):
-        raise refused("the folder holds several files of several frames each", path)
-    places = _places([header for _, header in headers], path)
-    order = np.argsort(places, kind="stable")
-    return [_Frame(headers[i][0], 0, headers[i][1]) for i in order]
+def _turned(frames: list[Frame], plane: str, choose: Choose, decode: dicom_pixels.Reader, path: Path) -> Slices:
+    """Slices of one of the body's planes."""
+    grid = dicom_series.grid(frames, path)
+    if dicom_pixels.is_colour(frames[0].header):
+        raise refused("slices in colour are shown as acquired only", path, mend="axis: acquired")
+    if grid.plane(2) != plane:
+        dicom_series.require_crossable(frames, plane, path)
+    used: list[Frame] = []
+
+    def slab(place: int) -> npt.NDArray[Any]:
+        used.append(frames[place])
+        return decode(frames[place]).T
+
+    values = planes.cut(grid, plane, choose, slab)
+    return _slices(used, values, planes.spacing_in(grid, plane))
 
 
-def _check(file: Path, header: Any) -> None:
-    if "Rows" not in header or "Columns" not in header:
-        raise refused(f"the DICOM file holds no image ({header.get('Modality', 'no modality')})", file)
-    frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
-    size = int(header.Rows) * int(header.Columns) * frames * samples
-    if not 0 < size <= MAX_VOXELS:
-        shape = f"{header.Rows} x {header.Columns} x {frames} x {samples}"
-        raise refused(f"the header claims {shape} values", file, expected=f"1 to {MAX_VOXELS}")
-    if "MOSAIC" in header.get("ImageType", ()):
-        raise refused("the file is a mosaic of slices", file, mend="convert it to NIfTI")
+def _slices(frames: list[Frame], values: npt.NDArray[Any], spacing_mm: tuple[float, float] | None = None) -> Slices:
+    header = frames[0].header
+    return Slices(
+        values,
+        dicom_pixels.window(frames),
+        inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+        hounsfield=all(dicom_pixels.is_hounsfield(frame) for frame in frames),
+        bits=int(header.get("BitsStored") or 8),
+        spacing_mm=spacing_mm,
+    )
 
 
-def _places(headers: Sequence[Any], path: Path) -> Sequence[float]:
-    """A number a slice that grows along the series."""
-    if not all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers):
-        numbers = [header.get("InstanceNumber") for header in headers]
-        return range(len(headers)) if None in numbers else [float(number) for number in numbers]
-    axes = np.array([header.ImageOrientationPatient for header in headers], dtype=np.float64)  # [N, 6]
-    if np.abs(axes - axes[0]).max() > 0.01:
-        raise refused("the folder's slices lie in different directions", path, "parallel slices")
-    normal = np.cross(axes[0, :3], axes[0, 3:])
-    places = np.array([header.ImagePositionPatient for header in headers], dtype=np.float64) @ normal
-    if np.diff(np.sort(places)).min() < GAP_MM:
-        raise refused("several slices lie at one place (time points?)", path, mend="give each its own folder")
-    return [float(place) for place in places]
+def plane(path: Path, options: Options) -> str:
+    """The body's plane in which the slices are shown. Refused where acquired slices are not the radiological way up:
+    then a mask in the body's own axes does not lie on them."""
+    if options.axis not in (None, "acquired"):
+        return str(options.axis)
+    with decoding("DICOM image", path):
+        grid = dicom_series.grid(_frames(path), path)
+        if grid.rising[:2] != (False, False) or grid.body[0] > grid.body[1]:  # see `planes`: across falls, down falls
+            what = "a NIfTI mask cannot follow slices that were acquired another way up than the radiological"
+            raise refused(what, path, mend=f"axis: {grid.plane(2)}")
+        return grid.plane(2)
 
 
-def _decoded(frame: _Frame) -> npt.NDArray[Any]:
-    """One frame: [H, W] float after the modality LUT, or [H, W, 3] uint8."""
-    pydicom, pixels = need("pydicom", "imaging"), need("pydicom.pixels", "imaging")
-    data = pydicom.dcmread(frame.path)
-    values = pixels.pixel_array(data, index=frame.index)
-    if data.PhotometricInterpretation == "PALETTE COLOR":
-        values = pixels.apply_color_lut(values, data)
-    elif data.get("SamplesPerPixel", 1) == 1:
-        return np.asarray(pixels.apply_modality_lut(values, data), dtype=np.float32)
-    if values.dtype != np.uint8:
-        values = values >> (8 * values.dtype.itemsize - 8)
-    return np.asarray(values[..., :3], dtype=np.uint8)
+def _frames(path: Path) -> list[Frame]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(item for item in path.iterdir() if item.is_file() and is_dicom(item))
+    if not 0 < len(files) <= MAX_FILES:
+        what = f"the folder holds {len(files)} DICOM files" if files else "no DICOM file is there"
+        raise refused(what, path, f"1 to {MAX_FILES}")
+    return dicom_series.ordered([(file, _read(file, stop_before_pixels=True)) for file in files], path)
 
 
-def _window(headers: Sequence[Any]) -> tuple[float, float] | None:
-    """Low and high of DICOM's linear window (PS3.3 C.11.2.1.2); a width of 1 or less is no window."""
-    centres, widths = ([_first(header.get(name)) for header in headers] for name in ("WindowCenter", "WindowWidth"))
-    if None in centres or not all(width is not None and width > 1 for width in widths):
-        return None
-    centre, width = np.median(np.array(centres, dtype=float)), np.median(np.array(widths, dtype=float))
-    return float(centre - 0.5 - (width - 1) / 2), float(centre - 0.5 + (width - 1) / 2)
+def _read(path: Path, stop_before_pixels: bool = False) -> Any:
+    pydicom = need("pydicom", "imaging")
+    if not _marked(path):
+        return _bare(path, stop_before_pixels)
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        _require_small(path)
+    return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
 
 
-def _first(value: Any) -> float | None:
-    """A header's number; the first where it offers several windows."""
-    if value is None or value == "":
-        return None
-    return float(value) if not hasattr(value, "__len__") or isinstance(value, str) else float(value[0])
+def _bare(path: Path, stop_before_pixels: bool) -> Any:
+    """A data set without preamble and file meta: read where it begins with the tags of group 8 and holds an image of
+    known class and size. Its pixels cannot be compressed then: nothing says how."""
+    pydicom = need("pydicom", "imaging")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"\x08\0", b"\0\x08"):
+        data = pydicom.dcmread(path, force=True, stop_before_pixels=stop_before_pixels)
+        if all(name in data for name in BARE_NEEDS):
+            implicit, little = data.original_encoding
+            uid = pydicom.uid
+            native = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            data.file_meta.TransferSyntaxUID = native if little else uid.ExplicitVRBigEndian
+            return data
+    what = "the file has no DICOM mark (128 bytes, then DICM), and is no bare data set of an image"
+    raise refused(what, path, mend="write it anew with a DICOM tool, or name it by its kind")
+
+
+def _require_small(path: Path) -> None:
+    """Counts what a deflated data set unpacks to, without keeping it."""
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    pydicom = need("pydicom", "imaging")
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, force=False)
+        pydicom.filereader._read_file_meta_info(file)
+        rest = file.read(2**20)
+        while rest and total <= MAX_INFLATED:
+            total += len(inflate.decompress(rest, 2**20))
+            rest = inflate.unconsumed_tail or file.read(2**20)
+    if total > MAX_INFLATED:
+        raise refused("the deflated data set unpacks to too much", path, f"at most {MAX_INFLATED} bytes")

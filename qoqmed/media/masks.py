@@ -1,50 +1,80 @@
 """Segmentations as one bool picture [H, W] of the medium that they lie on.
 
 Rules: nonzero is inside, any channel of it; a mask of no pixel is allowed. A NIfTI mask is the union of its slices, in
-the view that `nifti` gives the volume. JPEG is refused: its noise would count as inside.
+the plane and view in which its volume is shown. A mask of another size than its picture is resized by nearest
+neighbour where their aspects agree. JPEG is refused: its noise would count as inside.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from qoqmed.media import nifti
+from qoqmed.media import nifti, options, planes, volume
 from qoqmed.media.image import opened
+from qoqmed.media.options import Options
 from qoqmed.media.paths import resolve
-from qoqmed.media.refusals import refused
-from qoqmed.types import Box, Mask
+from qoqmed.media.refusals import decoding, refused
+from qoqmed.types import Box, Mask, Medium
 
 Inside = npt.NDArray[np.bool_]
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
 
 
-def load(mask: Mask, root: str | Path) -> Inside:
-    """A mask of a case -> [H, W], True inside."""
+def load(mask: Mask, root: str | Path, medium: Medium | None = None) -> Inside:
+    """A mask of a case -> [H, W], True inside. medium: what it lies on, whose options say how a volume is shown."""
     if mask.array is not None:
-        return _union(np.asarray(mask.array) != 0, "array")
+        return _union(_nonzero(np.asarray(mask.array), "array"), "array")
     if mask.path is None:
         raise refused("a mask has neither path nor array", "mask")
     path = resolve(root, mask.path)
-    if not nifti.is_nifti(path):
-        return _picture(path)
-    values = nifti.slices(path, range)
-    if not np.isfinite(values).all():
-        raise refused("the mask holds NaN or infinite values", path)
-    return _union(values != 0, path)
+    with decoding("mask", path):
+        if not nifti.is_nifti(path):
+            return _picture(path)
+        return nifti.union(path, _options(medium, root))
+
+
+def _options(medium: Medium | None, root: str | Path) -> Options:
+    """Those of a volume, with its plane spelt out: what its own file means by it may not be what the mask's does."""
+    if medium is None or medium.modality != "volume":
+        return Options()
+    wish = options.read(medium.modality, medium.options)
+    if medium.path is None:
+        return wish
+    return replace(wish, axis=volume.plane(resolve(root, medium.path), wish))
+
+
+def fit(inside: Inside, width: int, height: int, path: str | Path = "mask") -> Inside:
+    """A mask -> [height, width], the size of the picture that it lies on, before any resizing for the policy."""
+    rows, columns = inside.shape
+    if (rows, columns) == (height, width):
+        return inside
+    larger = columns >= width
+    off = abs(height - rows * width / columns) if larger else abs(rows - height * columns / width)
+    if off > 1:  # pixel of the smaller of the two
+        sizes = f"the mask has {columns} x {rows} pixels and its picture {width} x {height}"
+        raise refused(sizes, path, "the same shape", "give the mask that belongs to the picture")
+    return np.asarray(planes.resized(inside[None], width, height)[0])
 
 
 def _picture(path: Path) -> Inside:
     with opened(path, FORMATS) as image:
         bands = image.getbands()
-        inside = np.asarray(image) != 0
+        inside = _nonzero(np.asarray(image), path)
         if inside.ndim == 2:
-            return np.asarray(inside)
+            return inside
         colours = [index for index, band in enumerate(bands) if band not in ("A", "a")]
         return np.asarray(inside[..., colours].any(-1))
+
+
+def _nonzero(values: npt.NDArray[np.generic], path: str | Path) -> Inside:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise refused("the mask holds NaN or infinite values", path)
+    return np.asarray(values != 0)
 
 
 def _union(inside: Inside, path: str | Path) -> Inside:

@@ -1,52 +1,112 @@
-"""NIfTI slices through nibabel, read one by one: a file of gigabytes costs what is taken from it.
+"""NIfTI slices through nibabel, read slab by slab: a file of gigabytes costs what is taken from it.
 
-Rule: axial slices from feet to head, each in the radiological view (front of the body up, the patient's right on the
-picture's left), whatever the file's own axes; voxels are not resampled to squares. Several time points are refused.
+Rules: which slices, in which order and which way up is `planes`' to say; axial ones by default. `acquired`: across the
+slice axis that the header names, else the third. Of several time points one must be chosen (`time`). A header's claims
+are checked before nibabel sees the file; what a compressed file holds beyond them is never unpacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gzip
+import math
+import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qoqmed.media import planes
+from qoqmed.media.options import Options
+from qoqmed.media.planes import Choose, Grid
 from qoqmed.media.refusals import decoding, need, refused
+from qoqmed.media.slices import Slices
 
 MAX_VOXELS = 2**29
+MAX_HEADER_BYTES = 2**24  # with its extensions
 ENDINGS = (".nii", ".nii.gz")
-
-Choose = Callable[[int], Sequence[int]]  # number of slices -> the ones to read
+HEADERS = {348: (108, "f"), 540: (168, "q")}  # sizeof_hdr -> where and how vox_offset is stored
 
 
 def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
 
 
-def slices(path: Path, choose: Choose) -> npt.NDArray[Any]:
-    """The chosen slices as stored intensities [N, H, W]."""
-    nibabel = need("nibabel", "imaging")
+@dataclass(frozen=True)
+class _Volume:
+    file: Any
+    grid: Grid
+    plane: str
+    time: int
+
+    def slab(self, place: int) -> npt.NDArray[Any]:
+        rest = [0] * (len(self.file.shape) - 3)
+        rest[:1] = [self.time] if rest else []
+        return np.asanyarray(self.file.dataobj[(slice(None), slice(None), place, *rest)])
+
+
+def slices(path: Path, choose: Choose, options: Options | None = None) -> Slices:
+    """The chosen slices as intensities, after the header's scale factors."""
     with decoding("NIfTI volume", path):
-        file = nibabel.load(path)
-        _check(file, nibabel, path)
-        orientation = nibabel.io_orientation(file.affine)  # [3, 2]: a stored axis' body axis and direction
-        if not np.isfinite(orientation).all():
-            raise refused("the volume's affine does not say where its axes point", path)
-        body = [int(axis) for axis in orientation[:, 0]]
-        x, y, z = (body.index(axis) for axis in range(3))
-        rising = orientation[:, 1] > 0  # towards the patient's right hand (x: left to right), front (y), head (z)
-        depth = file.shape[z]
-        taken = []
-        for position in choose(depth):
-            where: list[Any] = [slice(None)] * 3 + [0] * (len(file.shape) - 3)
-            where[z] = position if rising[z] else depth - 1 - position
-            plane = np.asanyarray(file.dataobj[tuple(where)])
-            plane = plane.T if x < y else plane  # [y, x]
-            plane = plane[::-1] if rising[y] else plane
-            taken.append(plane[:, ::-1] if rising[x] else plane)
-        return np.stack(taken)
+        volume = _opened(path, options or Options())
+        values = planes.cut(volume.grid, volume.plane, choose, volume.slab)
+        bits = 8 * volume.file.get_data_dtype().itemsize
+        return Slices(values, hounsfield=None, bits=bits, spacing_mm=planes.spacing_in(volume.grid, volume.plane))
+
+
+def union(path: Path, options: Options | None = None) -> npt.NDArray[np.bool_]:
+    """What is nonzero in any slice [H, W]. A file of one time point lies on all of its medium's."""
+    with decoding("NIfTI mask", path):
+        volume = _opened(path, options or Options(), every_time=True)
+
+        def inside(place: int) -> npt.NDArray[Any]:
+            values = volume.slab(place)
+            if not np.isfinite(values).all():
+                raise refused("the mask holds NaN or infinite values", path)
+            return np.asarray(values != 0)
+
+        flat = planes.union(volume.grid, volume.plane, inside)
+        return np.asarray(planes.square(flat[None], planes.spacing_in(volume.grid, volume.plane), path)[0])
+
+
+def plane(path: Path, options: Options) -> str:
+    """The body's plane in which a file's slices are shown."""
+    with decoding("NIfTI volume", path):
+        return _opened(path, options, every_time=True).plane
+
+
+def _opened(path: Path, options: Options, every_time: bool = False) -> _Volume:
+    """every_time: `time` is left alone where the file has one time point, or is not read at all."""
+    nibabel = need("nibabel", "imaging")
+    _check_start(path)
+    file = nibabel.load(path, keep_file_open=True)  # else a compressed file is unpacked anew for every slab
+    _check(file, nibabel, path)
+    grid = planes.grid(np.asarray(file.affine, dtype=np.float64), file.shape[:3], path)
+    stored = file.header.get_dim_info()[2]
+    across = grid.plane(2 if stored is None else stored) if options.axis == "acquired" else options.axis or "axial"
+    points = int(file.shape[3]) if len(file.shape) > 3 else 1
+    time = None if every_time and points == 1 else options.time
+    if points > 1 and time is None:
+        raise refused(f"the volume has {points} time points", path, "one", "choose one by the option 'time', from 0")
+    if time is not None and time >= points:
+        raise refused(f"the volume has {points} time points", path, f"'time' from 0 to {points - 1}", f"not {time}")
+    return _Volume(file, grid, across, time or 0)
+
+
+def _check_start(path: Path) -> None:
+    """Bounds what nibabel reads before it checks anything: header extensions reach up to the first voxel."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        start = file.read(max(HEADERS))
+    for order in "<>":
+        size = struct.unpack_from(order + "i", start)[0] if len(start) >= min(HEADERS) else 0
+        where, kind = HEADERS.get(size, (0, ""))
+        if kind and len(start) >= where + struct.calcsize(kind):
+            offset = struct.unpack_from(order + kind, start, where)[0]
+            if not (math.isfinite(offset) and 0 <= offset <= MAX_HEADER_BYTES):
+                raise refused(f"the header places the voxels at byte {offset:g}", path, f"at most {MAX_HEADER_BYTES}")
+            return
+    raise refused("the file does not begin with a NIfTI header", path)
 
 
 def _check(file: Any, nibabel: Any, path: Path) -> None:
@@ -56,9 +116,9 @@ def _check(file: Any, nibabel: Any, path: Path) -> None:
     shape = tuple(int(side) for side in file.shape)
     if len(shape) < 3 or min(shape) < 1:
         raise refused(f"the volume has shape {shape}", path, expected="three axes")
-    if any(side != 1 for side in shape[3:]):
-        raise refused(f"the volume has {shape[3:]} time points or channels", path, "one", "extract the one you mean")
-    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+    if any(side != 1 for side in shape[4:]):
+        raise refused(f"the volume has {shape[4:]} channels", path, "one", "extract the one you mean")
+    if math.prod(shape) > MAX_VOXELS:
         raise refused(f"the volume has shape {shape}", path, expected=f"at most {MAX_VOXELS} voxels")
     if file.get_data_dtype().kind not in "biuf":
         raise refused(f"the voxels are of type {file.get_data_dtype()}", path, expected="plain numbers")
