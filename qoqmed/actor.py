@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from qoqmed.contracts import Dataset, Reward, Rollouts
-from qoqmed.errors import DataError
+from qoqmed.errors import DataError, Problem
 from qoqmed.media import masks
 from qoqmed.media.refusals import of_row
 from qoqmed.packing import Prompt
+from qoqmed.parallel import gather
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.prompting import Prompter
 from qoqmed.rewards.combine import combine, judge
@@ -24,6 +26,35 @@ def stable_seed(*parts: object) -> int:
     """A seed in [0, 2^62) from the parts' texts: the same on every machine, rank and resume."""
     digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % 2**62
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One case id in a step. mine: which of its draws over all ranks, from 0, are this rank's; total: how many."""
+
+    mine: tuple[int, ...]
+    total: int
+
+    def stream(self, used: int) -> int:
+        """The number of the stream that comes after `used` others of this case on this rank: no rank has it, too."""
+        rounds, place = divmod(used, len(self.mine))
+        return rounds * self.total + self.mine[place]
+
+
+ONCE = Draws((0,), 1)
+
+
+def draws(orders: Sequence[int], cases: Sequence[Case]) -> dict[str, Draws]:
+    """By id of this rank's cases; orders: their places in the step. A collective."""
+    mine = list(zip(orders, (case.id for case in cases), strict=True))
+    places: dict[str, list[int]] = {}
+    for order, name in sorted(pair for part in gather(mine) for pair in part):
+        places.setdefault(name, []).append(order)
+    held = set(orders)
+    return {
+        name: Draws(tuple(i for i, order in enumerate(places[name]) if order in held), len(places[name]))
+        for _, name in mine
+    }
 
 
 @dataclass(frozen=True)
@@ -49,23 +80,30 @@ class Actor:
     on_error: str = "stop"
     workers: int = 0
 
-    def admit(self, drawn: Sequence[tuple[Dataset, int]]) -> Admitted:
-        """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`."""
+    def admit(self, drawn: Sequence[tuple[Dataset, int]], gold: bool = False) -> Admitted:
+        """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`.
+
+        gold: refuse a case that has no gold answer, too.
+        """
+        admit = partial(self._admit_one, gold)
         if self.workers:
             with ThreadPoolExecutor(self.workers) as pool:
-                results = list(pool.map(self._admit_one, drawn))
+                results = list(pool.map(admit, drawn))
         else:
-            results = [self._admit_one(item) for item in drawn]
+            results = [admit(item) for item in drawn]
         good = [(place, *item) for place, item in enumerate(results) if not isinstance(item, DataError)]
         bad = tuple(item for item in results if isinstance(item, DataError))
         places, cases, prompts = zip(*good, strict=True) if good else ((), (), ())
         return Admitted(cases, prompts, bad, places)
 
-    def _admit_one(self, item: tuple[Dataset, int]) -> tuple[Case, Prompt] | DataError:
+    def _admit_one(self, gold: bool, item: tuple[Dataset, int]) -> tuple[Case, Prompt] | DataError:
         dataset, index = item
         try:
             case = self._complete(dataset[index])
-            return case, self.prompter(case)
+            prompt = self.prompter(case)
+            if gold:
+                self.gold(case, prompt)
+            return case, prompt
         except DataError as error:  # kept as a value: what to do with it is `on_error`'s to say
             return error
 
@@ -81,10 +119,22 @@ class Actor:
             boxes = masks.boxes_of_mask(array, ", ".join(target.labels or ()), target.mask.medium)
         return replace(case, target=replace(target, mask=Mask(None, array, target.mask.medium), boxes=boxes))
 
-    def at(self, admitted: Admitted, sampling: Sampling, *key: object) -> StepActor:
-        """The actor of one step. key: what makes its seeds its own (recipe's seed, stage, step)."""
+    def gold(self, case: Case, prompt: Prompt) -> Rollout:
+        """The target as a response. Raises DataError, naming the row, where the case lacks what its task needs."""
+        text = self.prompter.task(case).target(case, self.prompter.frame(prompt))
+        found = sorted(token for token in self.prompter.special if token in text)
+        if found:
+            what, mend = "the gold answer holds a special token of the model", "take it out of the text or the labels"
+            raise DataError(Problem(what, where=case.id, got=", ".join(found), mend=mend))
+        return Rollout(case.id, 0, self.handle.encode_text(text), text, finish_reason="gold")
+
+    def at(
+        self, admitted: Admitted, sampling: Sampling, *key: object, draws: Mapping[str, Draws] | None = None
+    ) -> StepActor:
+        """The actor of one step. key: what makes its seeds its own (recipe's seed, stage, step). draws: of cases that
+        other ranks may have drawn, too."""
         prompts = {id(case): prompt for case, prompt in zip(admitted.cases, admitted.prompts, strict=True)}
-        return StepActor(self, prompts, sampling, key)
+        return StepActor(self, prompts, sampling, key, draws or {})
 
 
 @dataclass(frozen=True)
@@ -95,22 +145,21 @@ class StepActor:
     encoded: Mapping[int, Prompt]  # by id() of the admitted case
     sampling: Sampling
     key: tuple[object, ...]
+    draws: Mapping[str, Draws] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
 
     def prompts(self, cases: Sequence[Case]) -> list[Prompt]:
         return [self.encoded[id(case)] for case in cases]
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
-        """The target as a response. Raises DataError, naming the row, where the case lacks what its task needs."""
-        prompter = self.actor.prompter
-        text = prompter.task(case).target(case, prompter.frame(prompt))
-        return Rollout(case.id, 0, self.actor.handle.encode_text(text), text, finish_reason="gold")
+        return self.actor.gold(case, prompt)
 
     def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]:
-        """A case that comes twice in a step draws from two streams."""
+        """A case that comes twice in a step draws from two streams, also where it comes on two ranks."""
         seeds = []
         for case in cases:
-            seeds.append(stable_seed(*self.key, case.id, self.seen[case.id]))
+            stream = self.draws.get(case.id, ONCE).stream(self.seen[case.id])
+            seeds.append(stable_seed(*self.key, case.id, stream))
             self.seen[case.id] += 1
         return self.actor.engine.generate(prompts, self.sampling, seeds)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed import checkpoint
+from qoqmed.actor import draws
+from qoqmed.alarms import WINDOW, alarms, count_invalid, invalid_share, refuse_invalid, refuse_not_finite
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
-from qoqmed.errors import DataError, PluginError, Problem
+from qoqmed.errors import UserError
 from qoqmed.estimating import Estimate, estimate
 from qoqmed.evaluating import evaluate_split
 from qoqmed.interrupts import Interrupts
@@ -21,9 +23,9 @@ from qoqmed.metrics.predictions import write_predictions
 from qoqmed.parallel import FSDP2Strategy, gather
 from qoqmed.report.lookup import lookup
 from qoqmed.run import RunFolder
-from qoqmed.saving import Saver, TrainingState, training_state
+from qoqmed.saving import Begun, Saver, TrainingState, training_state
 from qoqmed.statistics import domain_steps, facts, kl_of, metrics
-from qoqmed.types import Evaluation, Group, Status, StepReport
+from qoqmed.types import Evaluation, Group, StepReport
 from qoqmed.updating import Updater, build_optimizer, learning_rate, score
 
 
@@ -49,6 +51,7 @@ class Loop:
         self.resumed: checkpoint.Loaded | None = None
         self.advantages: Sequence[Sequence[float]] = ()
         self.seconds: dict[str, float] = {}
+        self.alarms: Sequence[str] = ()
         self.loggers = loggers(self.recipe, run.path) if self.is_global_zero else []
         self.callbacks = [*callbacks(self.recipe), Traces(self.recipe.traces, parts.loaded.tokenizer.decode)]
 
@@ -86,6 +89,7 @@ class Loop:
         """One stage: its trained parts, reference and optimizer; then its steps."""
         self.stage, self.steps = stage.config, stage.steps
         self.start_stage(stage)
+        self.should_stop = self.should_stop and self.state.step > 0  # what was asked of an earlier stage is over
         self.call("on_train_start")
         if self.validate():  # owed by a run that was interrupted here
             self.save(stage, best=True)
@@ -113,8 +117,7 @@ class Loop:
 
     def step(self, stage: Stage) -> None:
         """The life of one batch."""
-        objective, rollout = stage.objective, self.recipe.rollout
-        self.seconds = {}
+        self.seconds, self.begun = {}, Begun.of(stage, self.state)
         lr = learning_rate(stage.config.optimizer, self.state.step, stage.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -122,20 +125,16 @@ class Loop:
         with self.phase("data"):
             orders, admitted = self.draw(stage)
         with self.phase("collect"):
-            key = (self.recipe.seed, stage.config.name, self.state.step)
-            actor = self.actor.at(admitted, self.parts.sampling, *key)
-            self.module.eval()
-            groups = objective.collect(admitted.cases, actor)
-            self.module.train()
+            groups = self.collect(stage, orders, admitted)
         with self.phase("score"):
-            temperature = rollout.temperature if stage.needs.rollouts else 1.0
+            temperature = self.recipe.rollout.temperature if stage.needs.rollouts else 1.0
             needs = {"old": self.needs_old(stage), "reference": stage.needs.reference}
             scored = score(self.module, groups, self.recipe.trainer.tokens_per_pack, temperature, **needs)
             if self.state.step == 0 and scored.reference:
                 # The policy still is the reference: their KL is 0, not the difference between two ways to compute it.
                 scored = replace(scored, old=scored.reference)
         with self.phase("advantage"):
-            estimated = self.estimate(stage, groups, orders, kl_of(groups, scored))
+            estimated = self.estimate(stage, groups, orders, kl_of(groups, scored) if stage.needs.kl else None)
             self.advantages = estimated.advantages if estimated else ()
         with self.phase("update"):
             updated = self.updater(stage, temperature)(groups, scored, estimated.advantages if estimated else None)
@@ -146,29 +145,57 @@ class Loop:
         self.state.global_step += 1
         everyone = facts(groups)
         numbers = metrics(everyone, updated, estimated, lr, self.seconds) | {"skipped_cases": float(self.state.skipped)}
+        if stage.advantage:
+            numbers["rollouts/invalid_share"] = invalid_share(self.state.invalid)
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
         step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
+        self.state.not_finite = self.state.not_finite + 1 if updated.skipped else 0
+        self.alarms = alarms(self.state.step, numbers, self.recipe.rollout.max_new_tokens)
+        for alarm in self.alarms:
+            self.run.warn(f"step {self.global_step}: {alarm}")
         self.report(stage, groups, step)
+        self.stop(stage, refuse_not_finite(self.state.not_finite, self.recipe.trainer.max_skipped, stage.config.name))
 
     def draw(self, stage: Stage) -> tuple[list[int], Any]:
-        """The step's cases; this rank's are every world-th. orders: their places in the step.
-
-        Bad data that stops the run loses nothing: a checkpoint is made as if the step had not begun.
-        """
-        before = stage.sampler.state_dict()
+        """The step's cases; this rank's are every world-th. orders: their places in the step."""
         drawn = stage.sampler.draw(stage.prompts)
         mine = list(enumerate(drawn))[self.fabric.global_rank :: self.fabric.world_size]
-        admitted = self.actor.admit([(stage.datasets[source], index) for _, (source, index) in mine])
-        refused = [error for part in gather(admitted.refused) for error in part]
-        if refused and self.actor.on_error == "stop":
-            stage.sampler.load_state_dict(before)
-            if self.state.step:
-                self.save(stage)
-            raise DataError([problem for error in refused for problem in error.problems])
+        admitted = self.actor.admit([(stage.datasets[source], index) for _, (source, index) in mine], stage.needs.gold)
+        if self.actor.on_error == "stop":
+            self.stop(stage, admitted.refused, undo=True)
         for error in admitted.refused:
             self.run.skip(error)
-        self.state.skipped += len(refused)
+        self.state.skipped += sum(gather(len(admitted.refused)))
         return [mine[place][0] for place in admitted.kept], admitted
+
+    def collect(self, stage: Stage, orders: Sequence[int], admitted: Any) -> list[Group]:
+        """The step's groups of this rank."""
+        key = (self.recipe.seed, stage.config.name, self.state.step)
+        actor = self.actor.at(admitted, self.parts.sampling, *key, draws=draws(orders, admitted.cases))
+        self.module.eval()
+        groups, errors = list[Group](), list[UserError]()
+        try:
+            groups = stage.objective.collect(admitted.cases, actor)
+        except UserError as error:  # told to the other ranks, which would wait for this one for ever
+            errors = [error]
+        self.stop(stage, errors, undo=True)
+        self.module.train()
+        return groups
+
+    def stop(self, stage: Stage, errors: Sequence[UserError], undo: bool = False) -> None:
+        """Where a rank has met what ends the run: save, so that nothing is lost, and raise it on every rank.
+
+        undo: as if the step had not begun, for it is to be done again.
+        """
+        found = [error for part in gather(list(errors)) for error in part]
+        if not found:
+            return
+        if undo:
+            self.begun.restore(stage, self.state)
+        self.state.invalid, self.state.not_finite = [], 0  # what is mended is counted afresh
+        if self.state.step:
+            self.save(stage)
+        raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
 
     def needs_old(self, stage: Stage) -> bool:
         """Whether the ratio moves within a step, or sampling was not from the whole distribution."""
@@ -179,35 +206,19 @@ class Loop:
     def estimate(self, stage: Stage, groups: Sequence[Group], orders: Sequence[int], kl: Any) -> Estimate | None:
         if stage.advantage is None or not any(gather(len(groups))):
             return None
+        invalid = count_invalid(groups)
+        self.state.invalid = [*self.state.invalid, (invalid.rollouts, invalid.total)][-WINDOW:]
+        self.stop(stage, refuse_invalid(invalid, self.state.invalid, self.recipe.trainer.max_invalid), undo=True)
         estimated = estimate(stage.advantage, groups, orders, kl)
-        for warning in (*estimated.all_ranks.warnings, *self.failures(groups)):
+        for warning in (*estimated.all_ranks.warnings, *invalid.warnings):
             self.run.warn(f"step {self.global_step + 1}: {warning}")
         return estimated
-
-    def failures(self, groups: Sequence[Group]) -> list[str]:
-        """Why rollouts are invalid, each reason once. Raises PluginError where every rollout of the step is."""
-        verdicts = [verdict for group in groups for each in group.verdicts for verdict in each.values()]
-        mine = {verdict.reason for verdict in verdicts if verdict.status is Status.INVALID}
-        reasons = sorted({reason for part in gather(mine) for reason in part})
-        valid = any(gather(any(reward is not None for group in groups for reward in group.rewards)))
-        if reasons and not valid:
-            mend = "mend the rewards, then go on with --resume"
-            raise PluginError(
-                [Problem("no rollout of this step could be scored", got=reason, mend=mend) for reason in reasons]
-            )
-        return [f"invalid rollouts: {reason}" for reason in reasons]
 
     def updater(self, stage: Stage, temperature: float) -> Updater:
         trainer = self.recipe.trainer
         return Updater(
-            self.fabric,
-            self.module,
-            self.optimizer,
-            stage.objective,
-            trainer.tokens_per_pack,
-            temperature,
-            self.recipe.rollout.max_new_tokens,
-            trainer.max_grad_norm,
+            *(self.fabric, self.module, self.optimizer, stage.objective),
+            *(trainer.tokens_per_pack, temperature, self.recipe.rollout.max_new_tokens, trainer.max_grad_norm),
         )
 
     def report(self, stage: Stage, groups: Sequence[Group], step: StepReport) -> None:

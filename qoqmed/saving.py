@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class TrainingState:
     """Where the loop stands: the stage, the steps done in it and in all, what was measured on the way.
 
-    stopping: a callback has asked to end the stage.
+    stopping: a callback has asked to end the stage. invalid: invalid rollouts, and all, of the last steps.
+    not_finite: steps in a row that left an update out.
     """
 
     stage: int = 0
@@ -32,7 +33,27 @@ class TrainingState:
     global_step: int = 0
     skipped: int = 0
     best: float | None = None
+    invalid: list[tuple[int, int]] = field(default_factory=list)
+    not_finite: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a step changes before its update, as it was before the step."""
+
+    sampler: Mapping[str, Any]
+    skipped: int
+    random: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, stage: Stage, state: TrainingState) -> Begun:
+        return cls(stage.sampler.state_dict(), state.skipped, checkpoint.random_state())
+
+    def restore(self, stage: Stage, state: TrainingState) -> None:
+        stage.sampler.load_state_dict(dict(self.sampler))
+        state.skipped = self.skipped
+        checkpoint.set_random_state(self.random)
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Saver:
         moments, plain = checkpoint.optimizer_tensors(optimizer, self.module.policy.named_parameters(), self.ranks)
         content = {
             "training": asdict(state),
+            "best": best,
             "sampler": stage.sampler.state_dict(),
             "advantage": stage.advantage.state_dict() if stage.advantage else {},
             "optimizer": plain,
@@ -76,6 +98,8 @@ class Saver:
         """Put back the weights, the callbacks' states and the random streams."""
         loaded = checkpoint.load(path)
         checkpoint.restore(self.module.policy.state_dict().items(), loaded.tensors["policy"])
+        if loaded.state.get("best") and self.fabric.is_global_zero:  # the run may have ended between commit and mark
+            checkpoint.mark_best(self.run.checkpoints, path)
         for i, callback in enumerate(callbacks):
             callback.load_state_dict(loaded.state["callbacks"].get(_key(i, callback), {}))
         streams = checkpoint.load_random(path, self.ranks)

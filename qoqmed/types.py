@@ -208,11 +208,12 @@ class Needs:
     """What a part needs of the system; the build adds them up and the module holds exactly that."""
 
     reference: bool = False  # log-probs of the frozen start policy
-    kl: bool = False  # sequence KL of behaviour against reference
+    kl: bool = False  # sequence KL of behaviour against reference, which `reference` asks for
     values: bool = False  # a value head
     greedy: bool = False  # a greedy rollout per prompt, not trained on
     rollouts: bool = False  # an engine that samples
     group: int = 1  # rollouts per prompt, at least
+    gold: bool = False  # gold answers: a case that has none is a bad row
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -222,6 +223,7 @@ class Needs:
             self.greedy or other.greedy,
             self.rollouts or other.rollouts,
             max(self.group, other.group),
+            self.gold or other.gold,
         )
 
 

@@ -222,6 +222,39 @@ def test_a_bad_row_in_a_later_step_loses_nothing(tmp_path: Path, capsys: pytest.
     assert same(weights(here.run), weights(good.run))
 
 
+def without_gold(folder: Path) -> Place:
+    """Four rows: one whose explanation holds a token of the model, one whose mask is empty; sft alone."""
+    rows = [row(number) for number in range(4)]
+    rows[1]["text"] = "It shows <|image_pad|> there."
+    rows[3] = {"id": "eye-3", "domain": "fundus", "media": rows[3]["media"], "task": "grounding", "mask": "mask.png"}
+    Image.fromarray(np.zeros((56, 56), np.uint8)).save(folder / "mask.png")
+    return with_rows(folder, rows, stages=[SFT | {"steps": 1, "epochs": 1}])
+
+
+def test_rows_without_a_usable_gold_answer_are_told_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(without_gold(tmp_path), capsys=capsys)
+    assert told.startswith("2 errors:")
+    assert "eye-1: the gold answer holds a special token of the model" in told and "<|image_pad|>" in told
+    assert "eye-3: a gold response needs boxes" in told
+
+
+def test_rows_without_a_usable_gold_answer_may_be_left_out(tmp_path: Path) -> None:
+    here = without_gold(tmp_path)
+    assert command("fit", here.recipe, "data.on_error=skip") == 0
+    assert sorted(line["where"] for line in read(here.run / "skipped.jsonl")) == ["eye-1", "eye-3"]
+    (line,) = [line for line in read(here.run / "metrics.jsonl") if "lr" in line]
+    assert (line["skipped_cases"], line["updates"]) == (2, 1)
+
+
+def test_an_empty_mask_is_no_bad_row_where_responses_are_sampled(tmp_path: Path) -> None:
+    here = without_gold(tmp_path)
+    stages = json.dumps([RL | {"steps": 1, "epochs": 1}])
+    assert command("fit", here.recipe, f"stages={stages}", "data.on_error=skip") == 0
+    assert not (here.run / "skipped.jsonl").exists()
+
+
 def test_going_on_after_a_bad_row_by_leaving_it_out(tmp_path: Path) -> None:
     here = with_rows(tmp_path, [row(number) for number in range(4)])
     (tmp_path / "3.png").unlink()

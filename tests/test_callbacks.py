@@ -52,7 +52,7 @@ def shown(content, width=160):
 
 def loop(tmp_path=Path("run"), **fields):
     known = {"is_global_zero": True, "evaluations": [], "stage": SimpleNamespace(name="drpo"), "should_stop": False}
-    return SimpleNamespace(**{**known, "run": SimpleNamespace(path=tmp_path), "global_step": 0, **fields})
+    return SimpleNamespace(**{**known, "alarms": [], "run": SimpleNamespace(path=tmp_path), "global_step": 0, **fields})
 
 
 def call(callback, hook, trainer, **arguments):
@@ -183,6 +183,23 @@ def test_stopping_early_goes_on_after_a_resumption_and_starts_afresh_in_a_stage(
     call(again, "on_train_start", trainer)
     call(again, "on_validation_end", trainer)
     assert not trainer.should_stop and again.state_dict() == {"stage": "next", "best": 0.45, "waited": 0}
+
+
+@pytest.mark.parametrize("first", [float("nan"), 0.9])
+def test_the_pass_before_the_first_stage_stops_nothing_and_is_no_mark_to_reach(first):
+    stop, trainer = EarlyStopping(patience=1), loop(evaluations=[evaluation("start", first, split="valid")])
+    call(stop, "on_validation_end", trainer)
+    call(stop, "on_train_start", trainer)
+    assert not trainer.should_stop
+    trainer.evaluations.append(evaluation("step 1", 0.2, split="valid"))
+    call(stop, "on_validation_end", trainer)
+    assert not trainer.should_stop
+
+
+def test_what_the_user_should_see_at_once_is_shown(tmp_path):
+    progress = Progress(every_s=1000, console=Console(file=io.StringIO(), width=160))
+    play(progress, loop(tmp_path, alarms=["95% of the responses were cut off"]))
+    assert "warning: step 20: 95% of the responses were cut off\n" in progress.console.file.getvalue()
 
 
 def test_wrong_arguments_and_metrics_are_told():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tiny_run import RECIPE, Place, command, evaluations, metrics, place, read, same, table, weights
 
+from qoqmed import checkpoint
 from qoqmed.fit import fit
 from qoqmed.interrupts import Interrupts
 from qoqmed.run import RunFolder
@@ -129,6 +130,30 @@ def test_a_stage_that_was_ended_early_stays_ended(here: Place, tmp_path: Path) -
         fit(alone.recipe, [*early, "callbacks=[{name: stop, when: sft, crash: true}]"])
     assert fit(alone.recipe, early, resume="auto").global_step == 2
     assert same(weights(alone.run), weights(unstopped.folder))
+
+
+def test_the_best_checkpoint_is_marked_though_the_run_ended_before_its_mark(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validation, of step 2, is the best: the macro F1 of noise never gets better."""
+
+    def killed(folder: Path, path: Path) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("qoqmed.checkpoint.mark_best", killed)
+        fit(here.recipe, EVERY)
+    assert checkpoint.best(here.run / "checkpoints") is None
+    assert fit(here.recipe, EVERY, resume="auto").finished
+    best = checkpoint.best(here.run / "checkpoints")
+    assert best is not None and best.name == "step-00000002"
+
+
+def test_a_stage_is_not_ended_by_what_was_asked_before_it(here: Place) -> None:
+    """A wish in the pass at the start, and in the one after sft, ends nothing; one within rl ends rl."""
+    asked = [f"{{name: stop, ask: true, when: {when}}}" for when in ("start", "sft", "step 5")]
+    result = fit(here.recipe, [*EVERY, f"callbacks=[{', '.join(asked)}]"])
+    assert result.finished and result.global_step == 5
 
 
 def test_ctrl_c_on_the_command_line(here: Place, capsys: pytest.CaptureFixture[str]) -> None:

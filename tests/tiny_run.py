@@ -49,13 +49,19 @@ RECIPE: dict[str, Any] = {
     ],
 }
 SFT_ONLY = "stages=[{name: sft, objective: sft, optimizer: {lr: 2.0e-3}, steps: 3}]"
-PLUGINS = {"rewards": {"vowels": "tiny_plugins:Vowels"}, "callbacks": {"stop": "tiny_plugins:Stop"}}
+PLUGINS = {
+    "rewards": {"vowels": "tiny_plugins:Vowels", "moody": "tiny_plugins:Moody"},
+    "objectives": {"poisoned": "tiny_plugins:Poisoned"},
+    "callbacks": {"stop": "tiny_plugins:Stop"},
+}
 CODE = '''
 import os
 import signal
+from dataclasses import replace
 
 from lightning.pytorch import Callback
 
+from qoqmed.objectives.sft import SFT
 from qoqmed.types import Verdict
 
 
@@ -68,21 +74,51 @@ class Vowels:
         return [Verdict(sum(text.count(v) for v in "aeiou") / max(len(text), 1), reason="vowels") for text in texts]
 
 
-class Stop(Callback):
-    """Ctrl-C, or a crash, after the global step `at`, or in the evaluation `when`."""
+class Moody(Vowels):
+    """Vowels, but invalid for the first `bad` rollouts of a call, after `since` calls, while `file` is there."""
 
-    def __init__(self, at: int = -1, when: str = "", crash: bool = False):
-        self.at, self.when, self.crash = at, when, crash
+    def __init__(self, file: str, bad: int = 1000, since: int = 0):
+        self.file, self.bad, self.since, self.calls = file, bad, since, 0
+
+    def score(self, cases, rollouts, readings):
+        self.calls += 1
+        bad = self.bad if self.calls > self.since and os.path.exists(self.file) else 0
+        verdicts = super().score(cases, rollouts, readings)
+        return [Verdict.invalid("moody") if place < bad else one for place, one in enumerate(verdicts)]
+
+
+class Poisoned(SFT):
+    """SFT whose loss is no number from the call `since` on, while `file` is there."""
+
+    def __init__(self, file: str, since: int = 0):
+        super().__init__()
+        self.file, self.since, self.calls = file, since, 0
+
+    def loss(self, tokens):
+        self.calls += 1
+        out = super().loss(tokens)
+        bad = self.calls > self.since and os.path.exists(self.file)
+        return replace(out, value=out.value * float("nan")) if bad else out
+
+
+class Stop(Callback):
+    """Ctrl-C, or a crash, or the wish to end the stage, after the global step `at`, or in the evaluation `when`."""
+
+    def __init__(self, at: int = -1, when: str = "", crash: bool = False, ask: bool = False):
+        self.at, self.when, self.crash, self.ask = at, when, crash, ask
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if outputs.global_step == self.at:
-            self.stop()
+            self.stop(trainer)
 
     def on_validation_end(self, trainer, pl_module):
         if trainer.evaluations[-1].when == self.when:
-            self.stop()
+            self.stop(trainer)
 
-    def stop(self):
+    def stop(self, trainer):
+        if self.ask:
+            trainer.should_stop = True
+            return
         if self.crash:
             raise RuntimeError("crash")
         os.kill(os.getpid(), signal.SIGINT)

@@ -13,7 +13,7 @@ from qoqmed.report.lookup import lookup
 class EarlyStopping(Callback):
     """monitor: a metric's path, such as `overall/f1` (greedy results where there are any). patience: passes over the
     valid split without a better value, after which the stage ends. mode: "max" or "min". min_delta: what counts as
-    better. Every stage is judged by itself.
+    better. Every stage is judged by itself; the pass before the first one counts for none.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class EarlyStopping(Callback):
         if newest.split != "valid":
             return
         value = lookup(newest, self.monitor, "evaluation.best")
+        if not self._stage:
+            return
         if self._better(value):
             self._best, self._waited = value, 0
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from qoqmed.report.progress import change_table, domain_table, evaluation_line, step_line
 from qoqmed.types import StepReport
@@ -50,6 +51,8 @@ class Progress(Callback):
         now = time.monotonic()
         self._steps += 1
         self._last = outputs
+        for alarm in trainer.alarms:
+            self._print(Text(f"warning: step {outputs.global_step}: {alarm}", style="yellow"))
         line = step_line(outputs, (now - self._started) / self._steps * (outputs.steps - outputs.step))
         if self._live is not None:
             self._live.update(Group(line, domain_table(outputs)) if outputs.domains else line, refresh=True)

@@ -38,7 +38,7 @@ class ModelConfig:
     name: str | None = option(None, choices=("tiny",))
     backbone: str | None = option(None, group="backbones")  # null: the one whose model_type the checkpoint has
     dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
-    attention: str = option("auto", choices=("auto", "sdpa"))  # of packs: SDPA over segments, on every device
+    attention: str = option("auto", choices=("auto", "sdpa", "eager"))  # auto: the backbone's choice
     lora: Mapping[str, Any] | None = None
     gradient_checkpointing: bool = False
     options: Mapping[str, Any] = option({})  # sizes of `tiny`: hidden, layers, vision_hidden, vision_layers, vocabulary
@@ -100,6 +100,8 @@ class TrainerConfig:
     tokens_per_pack: int = option(16_384, low=1)
     logprob_chunk: int = option(512, low=1)
     max_grad_norm: float = option(1.0, above=0.0)
+    max_invalid: float = option(0.1, low=0.0, high=1.0)  # share of the rollouts of ten steps
+    max_skipped: int = option(5, low=1)  # steps in a row
     checkpoint_every: int = option(30, low=0)  # steps; 0: only at the end of a stage
     keep: int = option(3, low=1)
     threads: int | None = option(None, low=1)  # CPU threads; null: torch's own

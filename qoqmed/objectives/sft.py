@@ -17,7 +17,7 @@ class SFT:
     cases. minibatch: cases per update, 0 for all of a step's.
     """
 
-    needs = Needs()
+    needs = Needs(gold=True)
 
     def __init__(self, aggregate: str = "token", epochs: int = 1, minibatch: int = 0) -> None:
         check(

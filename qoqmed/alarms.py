@@ -1,0 +1,89 @@
+"""What a run must not go on with, or not in silence: invalid rewards, cut-off responses, gradients not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qoqmed.errors import PluginError, Problem, UserError
+from qoqmed.parallel import gather
+from qoqmed.types import Group, Status
+
+WINDOW = 10  # steps over which invalid rollouts are counted
+FIRST, CUT = 3, 0.9  # in a stage's first steps, a larger share of cut-off responses is told
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """Of all ranks in one step. reasons: each once. rollouts: those whose reward an invalid verdict took.
+
+    scored: those with a reward. total: all.
+    """
+
+    reasons: tuple[str, ...]
+    rollouts: int
+    scored: int
+    total: int
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"invalid rollouts: {reason}" for reason in self.reasons]
+
+
+def count_invalid(groups: Sequence[Group]) -> Invalid:
+    """A collective. A rollout without a reward because none applies to its case is not invalid."""
+    judged = [pair for group in groups for pair in zip(group.verdicts, group.rewards, strict=True)]
+    reasons = [[v.reason for v in verdicts.values() if v.status is Status.INVALID] for verdicts, _ in judged]
+    lost = sum(bool(own) and reward is None for own, (_, reward) in zip(reasons, judged, strict=True))
+    scored = sum(reward is not None for _, reward in judged)
+    everyone = gather(Invalid(tuple(reason for own in reasons for reason in own), lost, scored, len(judged)))
+    told = sorted({reason for part in everyone for reason in part.reasons})
+    numbers = zip(*((part.rollouts, part.scored, part.total) for part in everyone), strict=True)
+    return Invalid(tuple(told), *(sum(column) for column in numbers))
+
+
+def invalid_share(window: Sequence[tuple[int, int]]) -> float:
+    """(invalid, all) of the last steps -> invalid ones as a share of the rollouts of `WINDOW` such steps.
+
+    So one bad step of a young run does not stop it, and a reward that has broken down is told before `WINDOW` steps.
+    """
+    total = sum(count for _, count in window)
+    return sum(lost for lost, _ in window) * len(window) / (total * WINDOW) if total else 0.0
+
+
+def refuse_invalid(found: Invalid, window: Sequence[tuple[int, int]], limit: float) -> list[UserError]:
+    """What ends the run: a step without one rollout to learn from, or too many invalid ones over the last steps."""
+    mend = "mend the rewards, then go on with --resume"
+    if found.rollouts and not found.scored:
+        what = "no rollout of this step could be scored"
+        return [PluginError([Problem(what, got=reason, mend=mend) for reason in found.reasons])]
+    share = invalid_share(window)
+    if share <= limit:
+        return []
+    what = f"too many rollouts could not be scored: {share:.1%} of {WINDOW} steps' rollouts, in {len(window)} steps"
+    told, expected = "; ".join(found.reasons), f"at most {limit:.1%} (trainer.max_invalid)"
+    return [PluginError(Problem(what, "rewards", told, expected, f"{mend}; or raise trainer.max_invalid"))]
+
+
+def alarms(step: int, metrics: Mapping[str, float], longest: int) -> list[str]:
+    """What the user should see at once of a step. step: from 1 in its stage. longest: the length limit, tokens."""
+    out, skipped, share = list[str](), metrics["updates_skipped"], metrics.get("completions/clipped_ratio", 0.0)
+    if skipped:
+        out.append(f"{skipped:.0f} of the step's updates left out: the gradient was not finite")
+    if step <= FIRST and share > CUT:
+        mend = "raise rollout.max_new_tokens, or let an earlier stage teach the policy to end its answers"
+        out.append(f"{share:.0%} of the responses were cut off at {longest} tokens, before their answer: {mend}")
+    return out
+
+
+def refuse_not_finite(steps: int, limit: int, stage: str) -> list[UserError]:
+    """What ends the run: `limit` steps in a row in which an update was left out."""
+    if steps < limit:
+        return []
+    what = f"the loss or its gradient was not finite in {steps} steps in a row"
+    mend = (
+        f"see loss, kl and grad_norm in metrics.csv; start again with a lower optimizer.lr, a tighter "
+        f"trainer.max_grad_norm, or trainer.precision=fp32 (fit --stage {stage} --from RUN keeps what was learned)"
+    )
+    expected = f"fewer than {limit} (trainer.max_skipped); the weights are those of before"
+    return [UserError(Problem(what, f"stage {stage}", expected=expected, mend=mend))]
