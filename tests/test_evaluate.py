@@ -101,13 +101,16 @@ def test_eval_on_the_command_line(done: Place, capsys: pytest.CaptureFixture[str
 
 def test_a_transformers_folder(done: Place, tmp_path: Path) -> None:
     """The same weights as the recipe's untrained policy, saved the way transformers saves a checkpoint."""
+    from tiny_policy import plain_model
+
     from qoqmed.policy import tiny
+    from qoqmed.policy.qwen2_5_vl import ClinicalQwen2_5_VL
 
     size = tiny.TinySize(**OPTIONS)
     folder = tmp_path / "model"
     tokenizer = tiny.tokenizer([], size)
     tokenizer.save_pretrained(folder)
-    tiny.model(tokenizer, size, RECIPE["seed"]).save_pretrained(folder)
+    plain_model(tiny.model(ClinicalQwen2_5_VL, tokenizer, size, RECIPE["seed"])).save_pretrained(folder)
     tiny.image_processor().save_pretrained(folder)
     words = [f"seed={RECIPE['seed']}", "encoders.ecg.name=ecg_conv", "rollout.max_new_tokens=8", "evaluation.batch=4"]
     keys = [f"data.{key}={json.dumps(value)}" for key, value in RECIPE["data"].items() if key != "train"]

@@ -10,7 +10,7 @@ embeddings, and positions there count like text. `config.encoders` holds what re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
@@ -64,11 +64,33 @@ def make_encoder(modality: str, spec: Spec) -> nn.Module:
     return encoder
 
 
+def with_series(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The plain model's forward with one more keyword, `series`: modality -> prepared tensors [items, ...] float32, all
+    items of the batch in the order of their placeholders, row after row.
+
+    It raises ValueError where placeholders and features do not match in number.
+    """
+
+    def forward(self: Any, *args: Any, series: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
+        if not series:
+            return plain(self, *args, **kwargs)
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        if input_ids is None:
+            raise ValueError("`series` needs `input_ids`: the placeholders in them say where the features go")
+        with self.placed(input_ids, series):
+            return plain(self, *args, **kwargs)
+
+    signature = inspect.signature(plain)  # transformers reads the names of a model's inputs there
+    *named, rest = signature.parameters.values()
+    extra = inspect.Parameter("series", inspect.Parameter.KEYWORD_ONLY, default=None)
+    forward.__signature__ = signature.replace(parameters=[*named, extra, rest])  # type: ignore[attr-defined]
+    return forward
+
+
 class Clinical(Host):
     """Mixin before a transformers model class, whose config has `encoders`.
 
-    Its forward takes one more keyword, `series`: modality -> prepared tensors [items, ...] float32, all items of the
-    batch in the order of their placeholders (row after row).
+    The class also needs `forward = with_series(PlainModel.forward)`.
     """
 
     encoders: nn.ModuleDict
@@ -99,20 +121,9 @@ class Clinical(Host):
         features, _ = encoder(values.to(first.device, first.dtype))  # [B, N, D]
         return projector(features.to(projector.weight.dtype)).flatten(0, 1)  # type: ignore[no-any-return]
 
-    def forward(
-        self, input_ids: Tensor | None = None, series: Mapping[str, Tensor] | None = None, **kwargs: Any
-    ) -> Any:
-        """See the transformers model. Raises ValueError where placeholders and features do not match in number."""
-        if not series:
-            return super().forward(input_ids=input_ids, **kwargs)
-        if input_ids is None:
-            raise ValueError("`series` needs `input_ids`: the placeholders in them say where the features go")
-        with self._placed(input_ids, series):
-            return super().forward(input_ids=input_ids, **kwargs)
-
     @contextmanager
-    def _placed(self, input_ids: Tensor, series: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, embeddings of the placeholders are the projected features."""
+    def placed(self, input_ids: Tensor, series: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the token embeddings of placeholders are projected features."""
 
         def place(_: nn.Module, __: Any, embeds: Tensor) -> Tensor:
             for modality, values in series.items():
@@ -148,17 +159,12 @@ class Clinical(Host):
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """An encoder starts as its own constructor makes it, not as transformers would. Projectors are linear layers
-        like any other. What a checkpoint has given is left alone."""
-        hosted = cast(Mapping[str, nn.Module], getattr(self, "encoders", {}))
-        for modality, encoder in hosted.items():
-            if module is encoder:
-                _fill(encoder, make_encoder(modality, self.config.encoders[modality]))
-                return
-            if any(module is part for part in encoder.modules()):
-                return
-        super()._init_weights(module)
+    def initialize_weights(self) -> None:
+        """Missing encoders start as their own constructors make them, not as transformers would; projectors are linear
+        layers like any other. What a checkpoint has given is left alone."""
+        for modality, encoder in cast(Mapping[str, nn.Module], getattr(self, "encoders", {})).items():
+            _fill(encoder, make_encoder(modality, self.config.encoders[modality]))
+        super().initialize_weights()
 
 
 def _repeat(values: Tensor, tokens: Tensor, times: int) -> Tensor:
@@ -169,11 +175,13 @@ def _repeat(values: Tensor, tokens: Tensor, times: int) -> Tensor:
 
 
 def _fill(encoder: nn.Module, fresh: nn.Module) -> None:
-    """Copy what no checkpoint gave: missing weights, and buffers that are not saved."""
+    """Copy what no checkpoint gave: missing weights, and buffers that are not saved. Then all of it is initialised."""
     made = dict(chain(fresh.named_parameters(), fresh.named_buffers()))
     for name, value in chain(encoder.named_parameters(), encoder.named_buffers()):
         if not getattr(value, "_is_hf_initialized", False):
             value.copy_(made[name])
+    for part in chain(encoder.modules(), encoder.parameters(), encoder.buffers()):
+        part._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 def _width(encoder: Any) -> int:

@@ -14,7 +14,7 @@ from qoqmed.errors import Problem, UserError
 from qoqmed.geometry import Geometry
 from qoqmed.policy import tiny
 from qoqmed.policy.attention import Segments
-from qoqmed.policy.clinical import Clinical
+from qoqmed.policy.clinical import Clinical, with_series
 from qoqmed.policy.pictures import ImageFeatures, Pictures
 
 
@@ -32,6 +32,7 @@ class ClinicalQwen2_5_VL(Clinical, Pictures, Qwen2_5_VLForConditionalGeneration)
     plain_type: ClassVar[str] = "qwen2_5_vl"
     plain_class: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
     block_names: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLDecoderLayer",)
+    forward = with_series(Qwen2_5_VLForConditionalGeneration.forward)
 
     def __init__(self, config: ClinicalQwen2_5_VLConfig) -> None:
         if "sliding_attention" in (config.text_config.layer_types or ()):

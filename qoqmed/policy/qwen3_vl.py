@@ -13,7 +13,7 @@ from qoqmed.boxes import RelativeFrame
 from qoqmed.geometry import Geometry
 from qoqmed.policy import tiny
 from qoqmed.policy.attention import Segments
-from qoqmed.policy.clinical import Clinical
+from qoqmed.policy.clinical import Clinical, with_series
 from qoqmed.policy.pictures import ImageFeatures, Pictures
 
 
@@ -34,6 +34,7 @@ class ClinicalQwen3VL(Clinical, Pictures, Qwen3VLForConditionalGeneration):
     plain_type: ClassVar[str] = "qwen3_vl"
     plain_class: ClassVar[Any] = Qwen3VLForConditionalGeneration
     block_names: ClassVar[tuple[str, ...]] = ("Qwen3VLTextDecoderLayer",)
+    forward = with_series(Qwen3VLForConditionalGeneration.forward)
 
     @staticmethod
     def frame(geometries: Sequence[Geometry | None]) -> RelativeFrame:
