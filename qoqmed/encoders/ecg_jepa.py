@@ -70,8 +70,9 @@ class EcgJepa(nn.Module):
         self.W_P = nn.Linear(PATCH, width)
         self.encoder_blocks = Blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width)
-        self._initialise()
-        if weights is not None and not self.pos_embed.is_meta:  # on meta: a shell that is filled from elsewhere
+        if weights is None:
+            self._initialise()
+        elif not self.pos_embed.is_meta:  # on meta: a shell that is filled from elsewhere
             weights_file.load(self, weights, mend="qoqmed convert ecg-jepa FILE OUT makes one of the published file")
 
     def load(self, path: Path, options: Mapping[str, Any]) -> np.ndarray:
