@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from qoqmed.contracts import Dataset, Reward, Rollouts
 from qoqmed.errors import DataError, Problem
 from qoqmed.media import masks
+from qoqmed.media.cache import MediaCache
 from qoqmed.media.refusals import of_row
 from qoqmed.packing import Prompt
 from qoqmed.parallel import gather
@@ -67,6 +66,17 @@ class Admitted:
     kept: tuple[int, ...] = ()  # places, among the drawn, of the cases
 
 
+Outcome = tuple[Case, Prompt] | DataError  # of one drawn case
+
+
+def sort_out(outcomes: Sequence[Outcome]) -> Admitted:
+    """Those that may be used, and the others."""
+    good = [(place, *item) for place, item in enumerate(outcomes) if not isinstance(item, DataError)]
+    bad = tuple(item for item in outcomes if isinstance(item, DataError))
+    places, cases, prompts = zip(*good, strict=True) if good else ((), (), ())
+    return Admitted(cases, prompts, bad, places)
+
+
 @dataclass(frozen=True)
 class Actor:
     """Shared by all steps; `at` gives the one that an objective sees in a step."""
@@ -79,24 +89,17 @@ class Actor:
     root: Path
     on_error: str = "stop"
     workers: int = 0
+    media: MediaCache = field(default_factory=MediaCache)
 
     def admit(self, drawn: Sequence[tuple[Dataset, int]], gold: bool = False) -> Admitted:
         """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`.
 
         gold: refuse a case that has no gold answer, too.
         """
-        admit = partial(self._admit_one, gold)
-        if self.workers:
-            with ThreadPoolExecutor(self.workers) as pool:
-                results = list(pool.map(admit, drawn))
-        else:
-            results = [admit(item) for item in drawn]
-        good = [(place, *item) for place, item in enumerate(results) if not isinstance(item, DataError)]
-        bad = tuple(item for item in results if isinstance(item, DataError))
-        places, cases, prompts = zip(*good, strict=True) if good else ((), (), ())
-        return Admitted(cases, prompts, bad, places)
+        return sort_out([self.admit_one(item, gold) for item in drawn])
 
-    def _admit_one(self, gold: bool, item: tuple[Dataset, int]) -> tuple[Case, Prompt] | DataError:
+    def admit_one(self, item: tuple[Dataset, int], gold: bool = False) -> Outcome:
+        """Changes nothing here: loader threads call it."""
         dataset, index = item
         try:
             case = self._complete(dataset[index])
@@ -113,7 +116,8 @@ class Actor:
         if target.mask is None:
             return case
         with of_row(case.id):
-            array = masks.load(target.mask, self.root)
+            shown = dict(enumerate(case.media)).get(target.mask.medium)
+            array = self.media.mask(target.mask, self.root, shown)
         boxes = target.boxes
         if boxes is None and array.any():
             boxes = masks.boxes_of_mask(array, ", ".join(target.labels or ()), target.mask.medium)

@@ -19,6 +19,7 @@ from qoqmed.datasets.sampler import Sampler
 from qoqmed.datasets.synthetic import SHARES, Synthetic
 from qoqmed.errors import Problem, RecipeError, UserError
 from qoqmed.geometry import fit
+from qoqmed.media.cache import MediaCache
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.parallel import FSDP2Strategy, count_devices, make_fabric
 from qoqmed.policy.handle import LivePolicy
@@ -101,6 +102,7 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     tasks: Mapping[str, Task] = OnDemand("tasks", lambda name: registry.make("tasks", Node(name), questions=questions))
     data = recipe.data
     loaded = _load(recipe, tasks)
+    loaded.processor.media = media = MediaCache(data.cache_mb * 2**20)
     loaded.processor.frames = data.frames
     loaded.processor.resize_between(data.min_pixels, data.max_pixels)
     modalities = None if data.modalities == "all" else tuple(data.modalities)
@@ -113,7 +115,7 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
         for key, reward in recipe.rewards.items()
     }
     weights = {key: reward.weight for key, reward in recipe.rewards.items()}
-    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers), loaded
+    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers, media), loaded
 
 
 class OnDemand(Mapping[str, Any]):

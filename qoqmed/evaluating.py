@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from qoqmed import registry
-from qoqmed.actor import Actor
+from qoqmed.actor import Actor, Admitted, sort_out
 from qoqmed.config.schema import EvaluationConfig
 from qoqmed.contracts import Dataset
 from qoqmed.errors import DataError
+from qoqmed.feeding import Feeder
 from qoqmed.metrics.predictions import prediction_of
 from qoqmed.parallel import gather
 from qoqmed.types import Evaluation, Group, Prediction, Sampling
@@ -46,8 +47,10 @@ def evaluate_split(
             continue
         how = Sampling(1, temperature, max_new_tokens=longest)
         batches = list(_batches(places, config.batch, rank, world))
-        groups = [group for batch in batches for group in generate(actor, batch, how, seed, split, skip)]
-        everyone = [group for part in gather([_light(group) for group in groups]) for group in part]
+        with Feeder(actor.admit_one, actor.workers, actor.media) as feeder:
+            made = (generate(actor, sort_out(items), how, seed, split, skip) for items in feeder.each(batches))
+            groups = [_light(group) for batch in made for group in batch]
+        everyone = [group for part in gather(groups) for group in part]
         results[kind] = summarise(config, everyone, _predictions(groups))
         predictions = _predictions(everyone)
         kept = kept or predictions
@@ -74,14 +77,13 @@ def _batches(
 
 def generate(
     actor: Actor,
-    places: Sequence[tuple[Dataset, int]],
+    admitted: Admitted,
     sampling: Sampling,
     seed: int,
     split: str,
     skip: Callable[[DataError], object],
 ) -> list[Group]:
     """One judged rollout a case, in order."""
-    admitted = actor.admit(places)
     for error in admitted.refused:
         if actor.on_error == "stop":
             raise error

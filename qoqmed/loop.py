@@ -6,18 +6,21 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qoqmed import checkpoint
-from qoqmed.actor import draws
+from qoqmed.actor import draws, sort_out
 from qoqmed.alarms import WINDOW, alarms, count_invalid, invalid_share, refuse_invalid, refuse_not_finite
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
 from qoqmed.errors import UserError
 from qoqmed.estimating import Estimate, estimate
 from qoqmed.evaluating import evaluate_split
+from qoqmed.feeding import Feeder, drawn
 from qoqmed.interrupts import Interrupts
 from qoqmed.metrics.predictions import write_predictions
 from qoqmed.parallel import FSDP2Strategy, gather
@@ -93,13 +96,15 @@ class Loop:
         self.call("on_train_start")
         if self.validate():  # owed by a run that was interrupted here
             self.save(stage, best=True)
-        while self.state.step < stage.steps and not self.should_stop:
-            self.step(stage)
-            if self.interrupted():
-                return self.save(stage)
-            better = self.validate()
-            if better or self.due(self.recipe.trainer.checkpoint_every):
-                self.save(stage, best=better)
+        admit = partial(self.actor.admit_one, gold=stage.needs.gold)
+        with Feeder(admit, self.actor.workers, self.actor.media) as self.feeder:
+            while self.state.step < stage.steps and not self.should_stop:
+                self.step(stage)
+                if self.interrupted():
+                    return self.save(stage)
+                better = self.validate()
+                if better or self.due(self.recipe.trainer.checkpoint_every):
+                    self.save(stage, best=better)
         better = self.evaluate(stage.config.name)
         self.call("on_train_end")
         self.state.stage, self.state.step, self.should_stop = self.state.stage + 1, 0, False
@@ -145,6 +150,7 @@ class Loop:
         self.state.global_step += 1
         everyone = facts(groups)
         numbers = metrics(everyone, updated, estimated, lr, self.seconds) | {"skipped_cases": float(self.state.skipped)}
+        numbers |= self.feeder.figures()
         if stage.advantage:
             numbers["rollouts/invalid_share"] = invalid_share(self.state.invalid)
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
@@ -158,14 +164,16 @@ class Loop:
 
     def draw(self, stage: Stage) -> tuple[list[int], Any]:
         """The step's cases; this rank's are every world-th. orders: their places in the step."""
-        drawn = stage.sampler.draw(stage.prompts)
-        mine = list(enumerate(drawn))[self.fabric.global_rank :: self.fabric.world_size]
-        admitted = self.actor.admit([(stage.datasets[source], index) for _, (source, index) in mine], stage.needs.gold)
+        mine = drawn(stage, stage.sampler, self.fabric.global_rank, self.fabric.world_size)
+        admitted = sort_out(self.feeder.take([place for _, place in mine]))
         if self.actor.on_error == "stop":
             self.stop(stage, admitted.refused, undo=True)
         for error in admitted.refused:
             self.run.skip(error)
         self.state.skipped += sum(gather(len(admitted.refused)))
+        if self.state.step + 1 < stage.steps:
+            then = drawn(stage, copy(stage.sampler), self.fabric.global_rank, self.fabric.world_size)
+            self.feeder.ahead([place for _, place in then])
         return [mine[place][0] for place in admitted.kept], admitted
 
     def collect(self, stage: Stage, orders: Sequence[int], admitted: Any) -> list[Group]:

@@ -30,7 +30,7 @@ from qoqmed.types import Evaluation
 _FREE = (  # what may differ between a run and its resumption: it does not change what is learned
     *(f"trainer.{key}" for key in ("out", "devices", "num_nodes", "accelerator", "strategy", "threads")),
     *(f"trainer.{key}" for key in ("checkpoint_every", "keep", "max_invalid", "max_skipped")),
-    *(f"data.{key}" for key in ("root", "workers", "on_error")),
+    *(f"data.{key}" for key in ("root", "workers", "cache_mb", "on_error")),
     *("loggers", "callbacks", "traces", "evaluation"),
 )
 

@@ -45,7 +45,7 @@ def assert_equal_runs(run: Path, whole: Path) -> None:
     assert same(weights(run), weights(whole))
     assert metrics(run) == metrics(whole)
     assert evaluations(run) == evaluations(whole)
-    clocks = ("time/", "tokens_per_second")
+    clocks = ("time/", "data/", "tokens_per_second")
     first, second = (
         [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in table(folder / "metrics.csv")]
         for folder in (run, whole)

@@ -98,7 +98,7 @@ def test_only_what_defines_the_training_must_agree():
     free = replace(
         RECIPE,
         trainer=TrainerConfig(devices=2, checkpoint_every=1, keep=9, threads=2, out="elsewhere", strategy="fsdp2"),
-        data=DataConfig(root="/data", workers=4),
+        data=DataConfig(root="/data", workers=4, cache_mb=0),
         evaluation=EvaluationConfig(every=2, patience=3),
         loggers=(Node("jsonl"),),
         callbacks=(Node("progress", {"note": "x"}),),

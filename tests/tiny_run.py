@@ -206,9 +206,9 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
+    """metrics.jsonl without what a clock or the process says."""
     rows = read(run / "metrics.jsonl")
-    timed = ("time/", "tokens_per_second")
+    timed = ("time/", "data/", "tokens_per_second")
     return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]
 
 

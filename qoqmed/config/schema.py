@@ -55,7 +55,8 @@ class DataConfig:
     max_pixels: int = option(524_288, low=784)
     min_pixels: int = option(65_536, low=784)
     on_error: str = option("stop", choices=("stop", "skip"))
-    workers: int = option(0, low=0)
+    workers: int = option(0, low=0)  # threads
+    cache_mb: int = option(256, low=0)
 
 
 @dataclass(frozen=True)

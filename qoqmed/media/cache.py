@@ -39,6 +39,14 @@ class CacheCounts:
     held: int = 0
     held_bytes: int = 0
 
+    @property
+    def asked(self) -> int:
+        return self.hits + self.misses
+
+    def hit_share(self, before: CacheCounts) -> float:
+        """Of the requests since `before`, of which there must be one."""
+        return (self.hits - before.hits) / (self.asked - before.asked)
+
 
 class MediaCache:
     """limit_bytes: of all arrays held; 0 holds nothing. Arrays are read-only, those of time series the caller's own."""
@@ -68,12 +76,17 @@ class MediaCache:
         (array,) = self._through(path, (encoder, _stated(options)), lambda: [encoder.load(path, options)])
         return array.copy()
 
-    def mask(self, mask: Mask, root: str | Path) -> masks.Inside:
+    def mask(self, mask: Mask, root: str | Path, medium: Medium | None = None) -> masks.Inside:
         """What `media.masks.load` gives: bool [H, W]; that of a file is read-only. Raises MediaError."""
         if mask.array is not None or mask.path is None:
-            return masks.load(mask, root)
-        (array,) = self._through(resolve(root, mask.path), ("mask",), lambda: [masks.load(mask, root)])
+            return masks.load(mask, root, medium)
+        shown = ("mask", medium.modality, medium.path, _stated(medium.options)) if medium else ("mask",)
+        (array,) = self._through(resolve(root, mask.path), shown, lambda: [masks.load(mask, root, medium)])
         return array
+
+    def __reduce__(self) -> tuple[type[MediaCache], tuple[int]]:
+        """A copy is a cache of its own, empty."""
+        return type(self), (self.limit_bytes,)
 
     def _through(self, path: Path, wanted: Hashable, decode: Callable[[], Sequence[npt.NDArray[Any]]]) -> Arrays:
         """The arrays of one file: from the cache, from a decode under way in another thread, or decoded here."""
