@@ -115,3 +115,22 @@ def test_edge_cases_load_or_fail_with_one_message(real_root):
 )
 def test_edge_case_series(real_root, name, slices):
     assert len(frames.load(Medium("volume", name), real_root / "edge_cases", FRAMES)) == slices
+
+
+def test_edge_case_ecgs(real_root):
+    """Golden sources: pydicom's and wfdb's own readings; Einthoven's law (I + III = II)."""
+    folder = real_root / "edge_cases"
+    waveform = ecg.load(resolve(folder, "ecg_waveform.dcm"), rate_hz=1000)
+    own = pytest.importorskip("pydicom").dcmread(folder / "ecg_waveform.dcm").waveform_array(0).T  # [12, T] microvolts
+    assert abs(waveform - own / 1000).max() < 1e-6
+    assert abs(waveform[0] + waveform[2] - waveform[1]).max() < 2e-3
+    later = ecg.load(resolve(folder, "ecg/Q0017"), ["V3", "aVR"], 500, 10, {"start_s": 40})
+    record = pytest.importorskip("wfdb").rdrecord(str(folder / "ecg/Q0017"), sampfrom=20_000, sampto=25_000)
+    assert abs(later - record.p_signal[:, [8, 3]].T).max() < 1e-6
+    assert ecg.load(resolve(folder, "ecg/100_3chan"), ["III", "I"])[:, -1].tolist() == [0, 0]  # 2.8 s, padded
+    assert ecg.load(resolve(folder, "ecg/v102s"), ["II"]).any()
+    with pytest.raises(MediaError, match="II: 1, of 2500"):
+        ecg.load(resolve(folder, "ecg/v102s"), ["II"], options={"start_s": 20})
+    for name in ("mr_16bit.dcm", "no_pixels_rtplan.dcm", "grey.jpg", "ecg/Q0017.mat", "ecg"):
+        with pytest.raises(MediaError, match="no waveform|no ECG of a known kind|folder"):
+            ecg.load(resolve(folder, name))
