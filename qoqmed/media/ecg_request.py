@@ -38,9 +38,7 @@ class Request:
         """The file's rate in Hz."""
         rate_hz = self.rate_hz if stated is None else stated
         if rate_hz is None:
-            raise refused(
-                "nothing says the file's rate", self.path, mend="give the row's medium options: {rate_hz: ..}"
-            )
+            raise refused("nothing says the file's rate", self.path, mend="give the row's medium a 'rate_hz'")
         if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
             raise refused(f"the file is at {rate_hz:g} Hz", self.path, "{:g} to {:g} Hz".format(*RATES_HZ))
         if self.rate_hz is not None and not math.isclose(rate_hz, self.rate_hz, rel_tol=1e-3):

@@ -89,7 +89,7 @@ def read_npy(request: Request) -> tuple[npt.NDArray[Any], float]:
     if array.ndim != 2 or array.dtype.kind not in "iuf":
         raise refused(f"the array is {array.dtype} {array.shape}", request.path, "numbers [L, T] or [T, L]")
     if array.dtype.kind != "f" and request.unit is None:
-        mend = "give the row's medium 'unit'"
+        mend = "give the row's medium a 'unit'"
         raise refused("the array holds whole numbers and nothing says their unit", request.path, mend=mend)
     held = request.held(None)
     axes = [axis for axis in (0, 1) if array.shape[axis] == len(held)]
