@@ -198,10 +198,10 @@ def latest_run(out: Path, name: str) -> Path | None:
     return None
 
 
-def restore_policy(path: Path, policy: nn.Module) -> Path:
+def restore_policy(path: Path, policy: nn.Module, last: bool = False) -> Path:
     """Give a policy the best weights of a run, or its last ones where no metric chose. Returns the checkpoint."""
     folder = path / "checkpoints"
-    chosen = checkpoint.best(folder) or checkpoint.latest(folder)
+    chosen = (None if last else checkpoint.best(folder)) or checkpoint.latest(folder)
     if chosen is None:
         mend = "resume the run until it saves one (trainer.checkpoint_every)"
         raise RunError(Problem("this run has no checkpoint", str(path), mend=mend))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ Filter = Mapping[str, Any]  # a field of the file -> the value, or list of value
 
 
 class JsonLines:
-    """Map-style. `fingerprint` changes with the ids of the rows or their order."""
+    """Map-style. `fingerprint` changes with the ids of the rows or their order.
+
+    origins: number of rows by (domain, data set, licence), for model cards. A row states its licence in a field of that
+    name or among its attributes; "" where it does not.
+    """
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class JsonLines:
             index.scan(self.path)
         self.domains = index.domains
         self.fingerprint = index.digest.hexdigest()
+        self.origins: Mapping[tuple[str, str, str], int] = index.origins
         self._offsets = np.array(index.offsets, dtype=np.int64)
         self._lines = np.array(index.lines, dtype=np.int64)
 
@@ -75,6 +81,7 @@ class _Index:
         self.lines: list[int] = []
         self.domains: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
+        self.origins: Counter[tuple[str, str, str]] = Counter()
         self._reader, self._where, self._unless = reader, where, unless
         self._seen: dict[str, int] = {}  # id -> line
         self._met: set[str] = set()  # fields of the file
@@ -118,6 +125,15 @@ class _Index:
         self.offsets.append(offset)
         self.lines.append(line)
         self.domains.append(sys.intern(domain))
+        self.origins[domain, text(given, "dataset") or self._reader.source, licence(row, given)] += 1
+
+
+def licence(row: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What a row says of its licence, in either spelling; "" where it says nothing."""
+    attributes = given.get("attributes")
+    places = [row, attributes if isinstance(attributes, dict) else {}]
+    stated = [place[name] for place in places for name in ("licence", "license") if name in place]
+    return next((one.strip() for one in stated if isinstance(one, str)), "")
 
 
 def parse(raw: bytes) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Synthetic:
     three others of the label space. Such labels are what a cautious report says, not what is to be scored.
     """
 
+    synthetic = True  # a model card says so
+
     def __init__(
         self,
         size: int,
