@@ -22,6 +22,7 @@ from qoqmed.geometry import fit
 from qoqmed.media.cache import MediaCache
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.parallel import FSDP2Strategy, count_devices, make_fabric
+from qoqmed.policy import lora
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded, load_path, load_tiny
 from qoqmed.policy.prompting import Prompter
@@ -80,7 +81,7 @@ def build(recipe: Recipe) -> Parts:
     module = ClinicalPolicyModule(loaded.policy)
     sharded = isinstance(fabric.strategy, FSDP2Strategy)
     loaded.policy.autocast = trainer.precision == "bf16" and not sharded  # FSDP2 has its own mixed precision
-    if sharded and any(stage.needs.reference for stage in stages):
+    if sharded and not module.adapted and any(stage.needs.reference for stage in stages):
         module.freeze_reference()  # before sharding; else it is made by the stage that needs it
     fabric.setup_module(module)
     module.train()
@@ -102,6 +103,9 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     tasks: Mapping[str, Task] = OnDemand("tasks", lambda name: registry.make("tasks", Node(name), questions=questions))
     data = recipe.data
     loaded = _load(recipe, tasks)
+    loaded.policy.attention = recipe.model.attention
+    if recipe.model.lora is not None:
+        lora.add(loaded.policy, recipe.model.lora, recipe.seed + 3)
     loaded.processor.media = media = MediaCache(data.cache_mb * 2**20)
     loaded.processor.frames = data.frames
     loaded.processor.resize_between(data.min_pixels, data.max_pixels)
@@ -147,9 +151,6 @@ def _question(domain: str) -> str:
 
 def _load(recipe: Recipe, tasks: Mapping[str, Task]) -> Loaded:
     model = recipe.model
-    if model.lora is not None:
-        mend = "leave model.lora at null: LoRA is not in this version"
-        raise RecipeError(Problem("LoRA is not available yet", where="model.lora", got=str(model.lora), mend=mend))
     if model.path is None:
         return load_tiny(
             tiny_texts(tasks),

@@ -135,7 +135,7 @@ class Loop:
             temperature = self.recipe.rollout.temperature if stage.needs.rollouts else 1.0
             needs = {"old": self.needs_old(stage), "reference": stage.needs.reference}
             scored = score(self.module, groups, self.recipe.trainer.tokens_per_pack, temperature, **needs)
-            if self.state.step == 0 and scored.reference:
+            if self.state.step == 0 and scored.reference and not self.module.adapted:
                 # The policy still is the reference: their KL is 0, not the difference between two ways to compute it.
                 scored = replace(scored, old=scored.reference)
         with self.phase("advantage"):

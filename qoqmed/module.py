@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from qoqmed.losses import Loss, TokenTable
 from qoqmed.media.torchvision_ops import repair
 from qoqmed.packing import Pack
 from qoqmed.parallel import full
+from qoqmed.policy import lora
 from qoqmed.policy.policy import ClinicalPolicy, TokenScores
 
 repair()  # before lightning is imported: a torchvision built for another torch breaks that import
@@ -49,24 +50,64 @@ class Micro:
     entropies: Tensor | None
 
 
+class AdapterOff:
+    """The reference of a policy with LoRA: its base, and what else trains as it was when this was made. The rest is not
+    copied."""
+
+    def __init__(self, policy: ClinicalPolicy) -> None:
+        self.policy = policy
+        self.kept = {
+            name: parameter.detach().clone()
+            for name, parameter in policy.named_parameters()
+            if parameter.requires_grad and lora.MARK not in name
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.kept)
+
+    @torch.no_grad()
+    def __call__(self, pack: Pack, temperature: float) -> TokenScores:
+        """See `ClinicalPolicy.forward`. The policy is as before afterwards."""
+        now = dict(self.policy.named_parameters())
+        trained = {name: now[name].detach().clone() for name in self.kept}
+        with lora.off(self.policy):
+            _put(now, self.kept)
+            try:
+                scores: TokenScores = self.policy(pack, temperature)
+            finally:
+                _put(now, trained)
+        return scores
+
+
+def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
 class ClinicalPolicyModule(LightningModule):
     """temperature: of sampling and training alike; max_length: tokens, the constant of Dr. GRPO."""
 
     def __init__(self, policy: ClinicalPolicy) -> None:
         super().__init__()
         self.policy = policy
-        self.reference: ClinicalPolicy | None = None
+        self.reference: ClinicalPolicy | AdapterOff | None = None
 
     def train(self, mode: bool = True) -> ClinicalPolicyModule:
         """Training mode for the policy; the reference stays in evaluation mode."""
         super().train(mode)
-        if self.reference is not None:
+        if isinstance(self.reference, ClinicalPolicy):
             self.reference.eval()
         return self
 
     @torch.no_grad()
     def freeze_reference(self) -> None:
-        """Keep the policy as it is now as the reference. One that is there, sharded or not, takes the new weights."""
+        """Keep the policy as it is now as the reference. One that is there, sharded or not, takes the new weights.
+
+        With LoRA the reference is the policy's base, its adapters off.
+        """
+        if self.adapted:
+            self.reference = AdapterOff(self.policy)
+            return
         if self.reference is None:
             self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
             return
@@ -76,6 +117,11 @@ class ClinicalPolicyModule(LightningModule):
 
     def drop_reference(self) -> None:
         self.reference = None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the policy has LoRA adapters."""
+        return bool(lora.layers(self.policy))
 
     def forward(
         self, pack: Pack, temperature: float = 1.0, entropy: bool = False, entropy_grad: bool = False

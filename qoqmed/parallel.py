@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from qoqmed.media.torchvision_ops import repair
 repair()  # before lightning is imported: a torchvision built for another torch breaks that import
 
 from lightning.fabric import Fabric  # noqa: E402
+from lightning.fabric.plugins.environments import SLURMEnvironment  # noqa: E402
 from lightning.fabric.strategies import ModelParallelStrategy  # noqa: E402
 
 Item = TypeVar("Item")
@@ -42,7 +44,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _shard(self, module: Any, mesh: DeviceMesh) -> Any:
         for policy in (module.policy, module.reference):
-            if policy is not None:
+            if isinstance(policy, nn.Module):
                 shard(policy, mesh["data_parallel"], self._mixed)
         return module
 
@@ -59,27 +61,61 @@ def shard(policy: Any, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
 
 
 def under_launcher() -> bool:
-    """Whether torchrun or SLURM has already started this process as one of its ranks."""
-    return any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"))
+    """Whether torchrun or srun has already started this process as one of its ranks."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")) or under_srun()
+
+
+def under_srun() -> bool:
+    """Whether SLURM runs this process as one of several tasks. A job of one task is launched as without SLURM."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which may run inside a job
+    return not by_torchrun and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and SLURMEnvironment.detect()
+
+
+def slurm_tasks() -> tuple[int, int]:
+    """(tasks a node, nodes) of the job that this process is a task of. Raises UserError where they make no grid."""
+    tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
+    if "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ:
+        what = f"a job of {tasks} tasks, and srun did not start this process"
+        raise UserError(Problem(what, "SLURM", mend="put srun before the command: srun qoqmed fit ..."))
+    a_node = int(os.environ.get("SLURM_NTASKS_PER_NODE", "0"))
+    if a_node * nodes != tasks:
+        got = f"{tasks} tasks on {nodes} nodes, {a_node or 'no number of them'} a node"
+        mend = "start the job with --nodes and --ntasks-per-node, one task for each GPU"
+        raise UserError(Problem("the job's tasks are not spread evenly over its nodes", "SLURM", got, mend=mend))
+    return a_node, nodes
 
 
 def relaunch(arguments: Sequence[str], devices: int) -> NoReturn:
-    """Run torchrun with `devices` ranks of `python -m qoqmed ARGUMENTS`, and exit as the first rank that failed did."""
+    """Run torchrun with `devices` ranks of `python -m qoqmed ARGUMENTS`, and exit as the first rank that failed did.
+
+    Raises UserError, once, with what ranks have told of wrong input.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what the ranks say
+    os.environ["QOQMED_LAUNCHED"] = "1"
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
     options = ["--standalone", f"--nproc_per_node={devices}", "--max_restarts=0", "-m", "qoqmed", *arguments]
     try:
         run(parse_args(options))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+        told = [row for failure in error.failures.values() for row in failure.error_file_data.get("problems", ())]
+        if told:
+            raise UserError([Problem(**row) for row in {str(row): row for row in told}.values()]) from None
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise SystemExit(f"the process of rank {rank} was ended by {failure.signal_name()}") from None
+        raise SystemExit(failure.exitcode) from None
     except SignalException as stop:  # the ranks had it too, and have saved
         raise SystemExit(128 + stop.sigval) from None
+    finally:
+        del os.environ["QOQMED_LAUNCHED"]  # of the ranks, not of this process
     raise SystemExit(0)
 
 
 def make_fabric(accelerator: str, devices: int, num_nodes: int, strategy: str, precision: str) -> Fabric:
     """FSDP2 when asked for or when there is more than one process, else a single device."""
+    if under_srun():
+        devices, num_nodes = slurm_tasks()
     world = devices * num_nodes
     if strategy == "single" and world > 1:
         got = f"single, with {world} processes"
@@ -95,6 +131,8 @@ def make_fabric(accelerator: str, devices: int, num_nodes: int, strategy: str, p
 
 def count_devices(devices: int | str, accelerator: str) -> int:
     """Processes per node: the launcher's number wins over the recipe; auto is every GPU, or one process on CPU."""
+    if under_srun():
+        return slurm_tasks()[0]
     if under_launcher():
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if isinstance(devices, int):

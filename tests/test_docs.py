@@ -14,7 +14,7 @@ import pytest
 from tiny_run import place, read
 
 from qoqmed import registry
-from qoqmed.config.schema import Node, Recipe, RewardConfig, StageConfig
+from qoqmed.config.schema import LoraConfig, Node, Recipe, RewardConfig, StageConfig
 from qoqmed.contracts import GROUPS
 from qoqmed.fit import fit
 
@@ -72,8 +72,11 @@ def keys(kind: type, path: str = "") -> Iterator[tuple[str, str]]:
         if plugin or (field.name == "arguments" and path == "rollout."):
             continue
         annotation, here = hints[field.name], f"{path}{field.name}"
-        inner = [one for one in (annotation, *get_args(annotation)) if one in (RewardConfig, StageConfig)]
-        if inner:
+        inner = [one for one in (annotation, *get_args(annotation)) if one in (RewardConfig, StageConfig, LoraConfig)]
+        if inner == [LoraConfig]:
+            yield here, "null"
+            yield from keys(LoraConfig, f"{here}.")
+        elif inner:
             yield from keys(inner[0], f"{here}.{'KEY' if inner[0] is RewardConfig else 'N'}.")
         elif is_dataclass(annotation) and annotation is not Node:
             yield from keys(annotation, f"{here}.")

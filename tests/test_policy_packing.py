@@ -322,6 +322,15 @@ def test_a_placeholder_as_a_target_is_refused(loaded: Loaded, groups: dict[str, 
         loaded.policy(item)
 
 
+def test_eager_attention_gives_the_same_log_probs(policy: ClinicalPolicy, groups: dict[str, Group]) -> None:
+    every = list(groups.values())
+    (item,) = pack(every, 10_000)
+    eager = copy.deepcopy(policy)
+    eager.attention = "eager"
+    with torch.no_grad():
+        torch.testing.assert_close(eager(item).log_probs, policy(item).log_probs, rtol=0, atol=1e-5)
+
+
 # ---- what is refused, what does not count
 
 

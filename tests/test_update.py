@@ -332,7 +332,7 @@ def test_the_reference_is_the_policy_as_it_was_when_frozen(groups: list[Group]) 
     module.freeze_reference()
     before = score(module, groups, WHOLE, 1.0, old=True, reference=True)
     with torch.no_grad():
-        module.policy.backbone.head.weight.mul_(2)
+        module.policy.model.lm_head.weight.mul_(2)
     after = score(module.train(), groups, WHOLE, 1.0, old=True, reference=True)
     for member, values in before.old.items():
         assert torch.equal(values, before.reference[member])
@@ -361,8 +361,8 @@ def test_matrices_decay_and_vectors_do_not(module: Any) -> None:
 @pytest.mark.parametrize(
     ("parts", "prefixes"),
     [
-        (["projectors.ecg"], ("projectors.ecg.",)),
-        (["encoders", "projectors"], ("encoders.ecg.", "projectors.ecg.")),
+        (["projectors.ecg"], ("model.projectors.ecg.",)),
+        (["encoders", "projectors"], ("model.encoders.ecg.", "model.projectors.ecg.")),
         (["language_model"], ("model.model.language_model.", "model.lm_head.")),
         (["vision"], ("model.model.visual.",)),
     ],

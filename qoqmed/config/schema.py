@@ -31,6 +31,16 @@ class Node:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside the linear layers of `parts`, whose own weights stay frozen."""
+
+    rank: int = option(16, low=1)
+    alpha: float = option(32.0, above=0.0)  # an adapter's output is scaled by alpha / rank
+    parts: tuple[str, ...] = ("language_model",)
+    targets: tuple[str, ...] = ()  # last names of layers, such as q_proj; empty: every linear layer
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Either `path` (a local folder of a transformers checkpoint) or `name` (`tiny`, built from the recipe's seed)."""
 
@@ -39,7 +49,7 @@ class ModelConfig:
     backbone: str | None = option(None, group="backbones")  # null: the one whose model_type the checkpoint has
     dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
     attention: str = option("auto", choices=("auto", "sdpa", "eager"))  # auto: the backbone's choice
-    lora: Mapping[str, Any] | None = None
+    lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     options: Mapping[str, Any] = option({})  # sizes of `tiny`: hidden, layers, vision_hidden, vision_layers, vocabulary
 

@@ -151,7 +151,17 @@ def _backbone(name: str) -> Any:
 def _make(encoders: Mapping[str, Node], seed: int) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
-        return {modality: registry.make("encoders", node) for modality, node in encoders.items()}
+        made = {modality: registry.make("encoders", node) for modality, node in encoders.items()}
+    problems = [
+        Problem(
+            "the encoder reads another modality", f"encoders.{key}", f"{encoders[key].name}: {encoder.modality}", key
+        )
+        for key, encoder in made.items()
+        if encoder.modality != key
+    ]
+    if problems:
+        raise UserError(problems)
+    return made
 
 
 def _add_placeholders(tokenizer: Any, encoders: Mapping[str, Any]) -> None:

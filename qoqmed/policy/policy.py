@@ -5,15 +5,18 @@ The forward takes a pack and gives log-probs and entropies of its response token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qoqmed.logprobs import token_log_probs
 from qoqmed.packing import Pack, Prompt, prompt_pack
+from qoqmed.policy import lora
 from qoqmed.policy.attention import Decode, Packed, Prefill, Segments
 
 
@@ -48,6 +51,7 @@ class ClinicalPolicy(nn.Module):
         self.model = model
         self.register_buffer("banned", banned, persistent=False)
         self.logprob_chunk = logprob_chunk
+        self.attention = "auto"  # or eager: matrix products and softmax, to check the fast kernels against
         self.autocast = False  # bfloat16 arithmetic on weights of another type, in sampling and training alike
 
     @property
@@ -73,8 +77,11 @@ class ClinicalPolicy(nn.Module):
             )
         return TokenScores(log_probs, entropies)
 
-    def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        plain = sdpa_kernel(SDPBackend.MATH) if self.attention == "eager" else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast), plain:
+            yield
 
     def hidden(self, pack: Pack, segments: Segments) -> Tensor:
         """Last hidden states [S, D] of the row; media features are put into prompts only, once per case."""
@@ -118,15 +125,18 @@ class ClinicalPolicy(nn.Module):
         logits = logits.float()
         return logits.masked_fill(self.banned, -torch.inf)
 
-    def part(self, name: str) -> list[nn.Parameter]:
-        """Parameters of `language_model` (with embeddings and head), `vision`, `encoders[.x]` or `projectors[.x]`."""
-        head, _, rest = name.partition(".")
+    def roots_of(self, part: str) -> list[nn.Module]:
+        """Modules of `language_model` (with embeddings and head), `vision`, `encoders[.x]` or `projectors[.x]`."""
+        head, _, rest = part.partition(".")
         if head == "language_model":
-            inside = [*self.model.language_part.parameters(), *self.model.lm_head.parameters()]
-        elif head == "vision":
-            inside = list(self.model.vision_part.parameters())
-        else:
-            group: nn.ModuleDict = getattr(self.model, head)
-            names = list(group) if rest in ("", "*") else [rest]
-            inside = [parameter for key in names for parameter in group[key].parameters()]
-        return inside
+            return [self.model.language_part, self.model.lm_head]
+        if head == "vision":
+            return [self.model.vision_part]
+        group: nn.ModuleDict = getattr(self.model, head)
+        return [group[key] for key in (list(group) if rest in ("", "*") else [rest])]
+
+    def part(self, name: str) -> list[nn.Parameter]:
+        """The parameters that train when this part does: its adapters, where it has any, else all of them."""
+        named = [item for root in self.roots_of(name) for item in root.named_parameters()]
+        adapters = [parameter for key, parameter in named if lora.MARK in f".{key}"]
+        return adapters or [parameter for _, parameter in named]
