@@ -86,6 +86,20 @@ def test_boxes_and_mask_lie_on_the_first_picture(tmp_path):
     assert [medium.path for medium in case.media] == ["a.png", "b.png", "e"]
 
 
+def test_a_medium_says_how_it_is_read(tmp_path):
+    media = [
+        {"modality": "volume", "path": "v.nii", "axis": "coronal", "window": [0, 80], "frames": 8, "view": "cor"},
+        {"modality": "video", "path": "v.mp4", "start_s": 1, "stop_s": None},
+        {"modality": "image", "path": "a.png"},
+        {"modality": "ecg", "path": "e.csv", "rate_hz": 500, "leads": ["I", "II"]},
+    ]
+    (case,) = cases(tmp_path, {**ROW, "media": media, "mask": "m.nii"})
+    assert [dict(medium.options) for medium in case.media] == [
+        {"axis": "coronal", "window": [0, 80], "frames": 8}, {"start_s": 1}, {}, {"rate_hz": 500, "leads": ["I", "II"]},
+    ]  # fmt: skip
+    assert case.media[0].view == "cor" and pickle.loads(pickle.dumps(case)) == case
+
+
 def test_unknown_and_empty_labels_differ(tmp_path):
     rows = [{**ROW, "id": str(i), "labels": labels} for i, labels in enumerate([None, [], "edema"])]
     rows.append({**ROW, "id": "3", "labels": [], "label_space": []})  # a set for localisation only
@@ -123,6 +137,13 @@ def test_a_missing_label_space_is_that_of_the_domains_data_set(tmp_path):
         ({"media": "a.png"}, "neither a list nor an object"),
         ({"media": [{"modality": "image"}]}, "'path' is missing"),
         ({"media": [{"modality": "image", "path": "a", "veiw": "PA"}]}, "has no 'veiw'(.|\n)*did you mean 'view'"),
+        ({"media": ["a.png"]}, "malformed"),
+        ({"media": [{"modality": "image", "path": "a", "axis": "axial"}]}, "'image' has no 'axis'"),
+        ({"media": [{"modality": "volume", "path": "a", "windw": "lung"}]}, "did you mean 'window'"),
+        ({"media": [{"modality": "volume", "path": "a", "window": "lungs"}]}, "did you mean 'lung'"),
+        ({"media": [{"modality": "volume", "path": "a", "frames": 0}]}, "'frames'(.|\n)*from 1"),
+        ({"media": [{"modality": "video", "path": "a", "start_s": 3, "stop_s": 2}]}, "stretch of the video is empty"),
+        ({"media": [{"modality": "ecg", "path": "a", "rate_hz": {"value": 500}}]}, "'rate_hz' of a medium"),
         ({"boxes": [[0.5, 0.5, 0.4, 0.6]]}, "empty or leaves"),
         ({"boxes": [[0, 0, 1.2, 1]]}, "empty or leaves"),
         ({"boxes": [[0, 0, 1, None]]}, "not four numbers"),

@@ -38,7 +38,8 @@ def opened(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Ima
             pages = getattr(file, "n_frames", 1)
             if pages > 1 and file.format != "MPO":  # an MPO is a JPEG with previews behind the picture
                 raise refused(f"the image has {pages} pages", path, expected="one page", mend="split it")
-            yield ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            yield file
 
 
 def _too_large(path: Path) -> Exception:

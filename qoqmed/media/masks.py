@@ -23,6 +23,7 @@ from qoqmed.types import Box, Mask, Medium
 Inside = npt.NDArray[np.bool_]
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
+ROUNDING = 1  # pixel, up or down, of a side that somebody scaled
 
 
 def load(mask: Mask, root: str | Path, medium: Medium | None = None) -> Inside:
@@ -54,8 +55,10 @@ def fit(inside: Inside, width: int, height: int, path: str | Path = "mask") -> I
     if (rows, columns) == (height, width):
         return inside
     larger = columns >= width
-    off = abs(height - rows * width / columns) if larger else abs(rows - height * columns / width)
-    if off > 1:  # pixel of the smaller of the two
+    small, large = ((width, height), (columns, rows)) if larger else ((columns, rows), (width, height))
+    low = max((side - ROUNDING) / whole for side, whole in zip(small, large, strict=True))
+    high = min((side + ROUNDING) / whole for side, whole in zip(small, large, strict=True))
+    if low >= high:  # no one scale makes the small one of the large one
         sizes = f"the mask has {columns} x {rows} pixels and its picture {width} x {height}"
         raise refused(sizes, path, "the same shape", "give the mask that belongs to the picture")
     return np.asarray(planes.resized(inside[None], width, height)[0])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,19 +21,7 @@ pytestmark = pytest.mark.real
 
 MAPPING = {"labels": "label", "media": "files", "boxes_xywh": "bbox", "box_labels": "bbox_names"}
 FRAMES = 4
-EDGE_CASES_THAT_FAIL = {
-    "ct_no_meta_header.dcm": "no DICOM mark",
-    "ecg_waveform.dcm": "holds no image",
-    "jpeg_12bit_lossy.dcm": "12-bit",
-    "mr_4d.nii.gz": "time points",
-    "mr_jpegls.dcm": "JPEG-LS",
-    "mr_mosaic.dcm": "mosaic",
-    "mr_truncated.dcm": "less than expected",
-    "no_pixels_rtplan.dcm": "holds no image",
-    "us_ybr_multiframe.dcm": "several frames",
-    "ecg/100_3chan.hea": "leads are missing: aVR",
-    "ecg/v102s.hea": "leads are missing: I, III",
-}
+TABLE = Path(__file__).resolve().parents[2] / "docs/media.md"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def test_every_medium_decodes(data, real_root, modality):
         assert len({picture.shape for picture in pictures}) == 1 and pictures[0].dtype == np.uint8
         assert np.stack(pictures).std() > 1, case.id
         if case.target.mask is not None:
-            inside = masks.load(case.target.mask, real_root)
+            inside = masks.load(case.target.mask, real_root, medium)
             assert inside.shape == pictures[0].shape[:2], case.id
             _boxes_cover(case, inside)
     assert met == {"image": 327, "volume": 22, "video": 12, "ecg": 54}[modality]
@@ -88,26 +79,41 @@ def _boxes_cover(case, inside):
         assert part.any(), case.id
 
 
-def test_edge_cases_load_or_fail_with_one_message(real_root):
+def edge_cases():
+    """(file, modality, what happens) of the table in docs/media.md."""
+    section = TABLE.read_text().partition("## Edge cases")[2]
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            files, _, modality, happens = (cell.strip() for cell in line.strip("|").split("|"))
+            yield from ((name, modality, happens) for name in re.findall("`(.+?)`", files))
+
+
+def test_the_table_of_edge_cases_is_complete(real_root):
     folder = real_root / "edge_cases"
-    rows = [json.loads(line) for line in (folder / "edge_cases.jsonl").read_text().splitlines()]
-    failed = {}
-    for name in sorted(row["file"].removeprefix("edge_cases/") for row in rows):
-        if name.endswith((".dat", ".mat", ".xyz")):
-            continue  # parts of a record
-        try:
-            if name.endswith(".hea"):
-                assert ecg.load(resolve(folder, name)).shape == (12, 2500)
-            else:
-                medium = Medium("volume" if ".nii" in name else "image", name)
-                assert frames.load(medium, folder, FRAMES)
-        except MediaError as error:
-            (problem,) = error.problems
-            assert problem.got
-            failed[name] = problem.what
-    assert failed.keys() == EDGE_CASES_THAT_FAIL.keys()
-    for name, said in EDGE_CASES_THAT_FAIL.items():
-        assert said in failed[name], name
+    files = [json.loads(line)["file"] for line in (folder / "edge_cases.jsonl").read_text().splitlines()]
+    told = [name for name, _, _ in edge_cases() if not (folder / name).is_dir()]
+    assert len(files) == 39 and set(told) == {file.removeprefix("edge_cases/") for file in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "happens"),
+    [pytest.param(*row, id="-".join(row[:2])) for row in edge_cases() if row[1] != "part"],
+)
+def test_edge_cases_load_or_fail_with_one_message(real_root, name, modality, happens):
+    folder = real_root / "edge_cases"
+
+    def load():
+        if modality == "ecg":
+            return [ecg.load(resolve(folder, name))]
+        return frames.load(Medium(modality, name), folder, FRAMES)
+
+    if happens.startswith("refused: `"):
+        with pytest.raises(MediaError, match=re.escape(happens.split("`")[1])) as error:
+            load()
+        (problem,) = error.value.problems
+        assert problem.got.endswith(name.removesuffix(".hea"))
+    else:
+        assert happens.startswith("loads") and load()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,54 @@ def test_edge_cases_load_or_fail_with_one_message(real_root):
 )
 def test_edge_case_series(real_root, name, slices):
     assert len(frames.load(Medium("volume", name), real_root / "edge_cases", FRAMES)) == slices
+
+
+def test_edge_case_pictures_by_other_readers(real_root):
+    """Against pydicom's own pipeline and the headers' own words."""
+    pydicom = pytest.importorskip("pydicom")
+    folder = real_root / "edge_cases"
+
+    def shown(name, modality="image", **options):
+        return frames.load(Medium(modality, name, options=options), folder, FRAMES)[0]
+
+    one, *others = (shown(f"mr_{name}.dcm") for name in ("16bit", "bigendian", "rle"))
+    assert all((one == other).all() for other in others)
+    data = pydicom.dcmread(folder / "mr_16bit.dcm")
+    windowed = pydicom.pixels.apply_windowing(data.pixel_array, data)
+    assert abs(one[..., 0] - 255 * (windowed + 32768) / 65535).max() <= 1
+    data = pydicom.dcmread(folder / "ct_16bit_signed.dcm")
+    hounsfield = pydicom.pixels.apply_modality_lut(data.pixel_array, data)
+    bone = shown("ct_16bit_signed.dcm", window="bone")[..., 0]
+    assert abs(bone - ((hounsfield + 500) / 1800 * 255).clip(0, 255)).max() <= 0.51
+    with pytest.raises(MediaError, match="8 bits"):
+        shown("ct_nearly_empty.nii.gz", "volume", window="brain")
+    first, second = (shown("mr_4d.nii.gz", "volume", time=time) for time in (0, 1))
+    assert first.shape == second.shape and (first != second).any()
+    for name, degrees in (("edge_cases/ct_gantry_tilt", "14.0"), ("ct/ct_volumes/volumes/ct_volumes_001", "18.5")):
+        with pytest.raises(MediaError, match=f"sheared by {degrees} degrees"):
+            frames.load(Medium("volume", name, options={"axis": "coronal"}), real_root, FRAMES)
+    header = pydicom.dcmread(real_root / "ct/ct_volumes/volumes/ct_volumes_001/000.dcm", stop_before_pixels=True)
+    assert header.GantryDetectorTilt == 18.5
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal", "acquired"])
+def test_every_volume_in_every_plane_with_its_mask(data, real_root, axis):
+    sheared = []
+    for case in (data[i] for i in range(len(data))):
+        if case.media[0].modality != "volume":
+            continue
+        medium = replace(case.media[0], options={"axis": axis, "frames": 2})
+        try:
+            picture = frames.load(medium, real_root, FRAMES)[0]
+        except MediaError as error:
+            sheared.append((case.id, error.problems[0].what.split(" (")[0]))
+            continue
+        height, width = picture.shape[:2]
+        if case.target.mask is not None:
+            inside = masks.load(case.target.mask, real_root, medium)
+            assert masks.fit(inside, width, height) is inside and inside.any(), case.id
+    tilted = [("ct_volumes_001", "the slices are sheared by 18.5 degrees")] if axis in ("coronal", "sagittal") else []
+    assert sheared == tilted
 
 
 def test_edge_case_ecgs(real_root):
