@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -55,10 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        count = len(error.problems)
-        title = "error: " if count == 1 else f"{count} errors:\n"
-        _say(f"{title}{error}")
+        _tell(error)
         raise SystemExit(2) from None
+
+
+def _tell(error: UserError) -> None:
+    """Once for all processes: each leaves it where its launcher looks, rank 0 says it unless that launcher is ours."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is not None:
+        told = {"message": str(error), "timestamp": int(time.time()), "problems": [asdict(p) for p in error.problems]}
+        Path(file).write_text(json.dumps(told), encoding="utf-8")
+    if os.environ.get("QOQMED_LAUNCHED"):
+        return
+    count = len(error.problems)
+    if (rank := _rank()) == 0:
+        _say(f"{'error: ' if count == 1 else f'{count} errors:' + chr(10)}{error}")
+    elif file is None:  # the others' may be of this process alone, which nobody else would tell
+        _say(f"rank {rank} stopped: {str(error).splitlines()[0]}")
+
+
+def _rank() -> int:
+    """Of this process in its run, by what torchrun or srun has told it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _version(wanted: bool) -> None:
@@ -105,7 +124,8 @@ def fit(
             launch=True,
         )
     except KeyboardInterrupt as stop:
-        _say(str(stop) or "interrupted")
+        if _rank() == 0:
+            _say(str(stop) or "interrupted")
         raise typer.Exit(130) from None
     if isinstance(made, Plan):
         _show(plan_table(made))

@@ -211,6 +211,32 @@ def test_the_data_root_is_relative_to_the_current_folder(tmp_path: Path, monkeyp
     assert recipe.data.root == "here"
 
 
+def test_the_home_folder_is_written_out_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data/a.jsonl", "model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    inside = [{"name": "jsonl", "path": "~/data/a.jsonl"}]
+    recipe = config.load(
+        changed(
+            model={"path": "~/model"},
+            encoders={"ecg": {"name": "ecg_conv", "weights": "~/w.safetensors", "width": 8}},
+            data={"root": "~/data", "train": [{"name": "jsonl", "path": "a.jsonl"}], "valid": inside},
+            stages=[RECIPE["stages"][0] | {"data": {"train": inside}}],
+            trainer={"out": "~/runs/{name}"},
+        )
+    )
+    home = str(tmp_path)
+    assert (recipe.model.path, recipe.data.root) == (f"{home}/model", f"{home}/data")
+    assert recipe.trainer.out == f"{home}/runs/{{name}}" and recipe.data.train[0].arguments == {"path": "a.jsonl"}
+    assert recipe.data.valid[0].arguments == {"path": f"{home}/data/a.jsonl"}
+    assert recipe.stages[0].data.train is not None
+    assert recipe.stages[0].data.train[0].arguments == {"path": f"{home}/data/a.jsonl"}
+    assert recipe.encoders["ecg"].arguments == {"weights": f"{home}/w.safetensors", "width": 8}
+    found = problems(changed(model={"path": "~/modle"}, data={"root": "~/dat", "train": ["synthetic"]}))
+    assert f"looked for {home}/dat" in found["data.root"] and f"looked for {home}/modle" in found["model.path"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

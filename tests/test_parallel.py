@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,12 +33,12 @@ BY_RANK = ("logp_difference/mean", "logp_difference/max", "advantage/damped")  #
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "qoqmed"]
 
 
-def start(site: Path, *words: object) -> subprocess.Popen[str]:
+def start(site: Path, *words: object, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[str]:
     """`python -m WORDS` in a process group of its own, as a terminal would."""
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    given = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-m", *(str(word) for word in words)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=given, text=True, start_new_session=True, **pipes)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -95,8 +98,8 @@ def test_devices_start_processes_and_ctrl_c_saves_for_any_number_of_them(here: P
     assert [row["greedy"] for row in evaluations(here.run)] == [row["greedy"] for row in evaluations(alone)]
 
 
-def test_bad_data_of_one_process_is_told_by_all(tmp_path: Path, site: Path) -> None:
-    """The other one would wait for ever in a collective."""
+def with_a_bad_row(tmp_path: Path) -> Place:
+    """A step of four rows, of which the last one, the second process's, has no picture."""
     rows = [
         {"id": f"eye-{i}", "domain": "fundus", "media": {"image": f"{i}.png"}, "labels": ["x"], "label_space": ["x"]}
         for i in range(4)
@@ -105,10 +108,47 @@ def test_bad_data_of_one_process_is_told_by_all(tmp_path: Path, site: Path) -> N
         Image.fromarray(np.full((56, 56, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DATA | {"root": str(tmp_path), "train": [{"name": "jsonl", "path": "rows.jsonl"}], "valid": []}
-    here = place(tmp_path, data=data)
+    return place(tmp_path, data=data)
+
+
+def test_bad_data_of_one_process_is_told_once(tmp_path: Path, site: Path) -> None:
+    """By all of them to their launcher: the other one would wait for ever in a collective."""
+    here = with_a_bad_row(tmp_path)
     told = finish(start(site, "qoqmed", "fit", here.recipe, "trainer.devices=2"), code=2)
-    assert "error: eye-3: the path does not exist" in told and "Traceback" not in told
+    assert told.count("error: eye-3: the path does not exist") == told.count("eye-3") == 1
+    assert all(noise not in told for noise in ("Traceback", "exitcode", "closing signal", "FAILED"))
     assert not here.run.exists()
+
+
+def test_bad_data_under_torchrun_are_told_by_rank_0_and_by_torchrun(tmp_path: Path, site: Path) -> None:
+    told = finish(start(site, *TORCHRUN, "fit", with_a_bad_row(tmp_path).recipe, "trainer.devices=2"), code=1)
+    assert told.count("error: eye-3: the path does not exist") == 1 and "exitcode  : 2" in told
+
+
+def tasks(site: Path, *words: object) -> list[subprocess.Popen[str]]:
+    """Two processes as srun starts the tasks of a job: SLURM's own variables, and none of torchrun's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": str(port)}
+    ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    return [start(site, *words, environment=job | rank) for rank in ranks]
+
+
+def test_a_job_of_srun_has_its_own_number_of_processes(here: Place, alone: Path, site: Path) -> None:
+    """The recipe says one; the job's two tasks find each other and learn what one process does."""
+    for process in tasks(site, "qoqmed", "fit", here.recipe, "trainer.devices=1"):
+        finish(process)
+    (saved,) = (here.run / "checkpoints").glob("step-00000004")
+    assert json.loads((saved / "COMPLETE").read_text())["world"] == 2
+    assert_close(weights(alone), weights(here.run))
+
+
+def test_bad_data_of_a_job_are_told_by_rank_0(tmp_path: Path, site: Path) -> None:
+    first, second = (finish(p, code=2) for p in tasks(site, "qoqmed", "fit", with_a_bad_row(tmp_path).recipe))
+    assert first.count("error: eye-3: the path does not exist") == 1
+    assert "rank 1 stopped: eye-3: the path does not exist\n" in second and "expected:" not in second
 
 
 def heartbeat(run: Path) -> dict[str, Any]:

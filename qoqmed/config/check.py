@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     if data.min_pixels > data.max_pixels:
         yield Problem("above data.max_pixels", "data.min_pixels", str(data.min_pixels), f"at most {data.max_pixels}")
-    known = sorted({*SPATIAL, *recipe.encoders})
+    known = sorted({*SPATIAL, *_encoders(recipe)})
     for modality in () if isinstance(data.modalities, str) else data.modalities:
         if modality not in known:
             expected = f"all, or a list of {', '.join(known)}"
@@ -99,6 +100,13 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("there is nothing to evaluate", "data.valid", "[]", "a data set, or evaluation.every=0")
 
 
+def _encoders(recipe: Recipe) -> list[str]:
+    """Modalities of the recipe's encoders, and of those that the model in its folder has."""
+    file = Path(recipe.model.path or "") / "config.json"
+    held = json.loads(file.read_text(encoding="utf-8")).get("encoders") if recipe.model.path and file.is_file() else {}
+    return sorted({*recipe.encoders, *(held or {})})
+
+
 def _rewards(recipe: Recipe) -> Iterator[Problem]:
     if recipe.rewards and not any(reward.weight for reward in recipe.rewards.values()):
         yield Problem("every reward has the weight 0", "rewards", expected="one weight above 0 at least")
@@ -112,15 +120,16 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:
         if domain not in domains:
             expected = f"all, or a list of {', '.join(domains)}"
             yield Problem("no such domain", f"{where}.data.domains", repr(domain), expected, near(domain, domains))
-    parts = [*TRAINABLE, *(f"{part}.{name}" for part in ("encoders", "projectors") for name in recipe.encoders)]
+    encoders = _encoders(recipe)
+    parts = [*TRAINABLE, *(f"{part}.{name}" for part in ("encoders", "projectors") for name in (*encoders, "*"))]
     for part in stage.train:
         if part not in parts:
             yield Problem(
                 "no such part of the policy", f"{where}.train", repr(part), ", ".join(parts), near(part, parts)
             )
     added = all(part.partition(".")[0] in ("encoders", "projectors") for part in stage.train)
-    if not stage.train or (added and not recipe.encoders):
-        expected = f"some of {', '.join(parts)}" + ("" if recipe.encoders else "; the recipe has no encoders")
+    if not stage.train or (added and not encoders):
+        expected = f"some of {', '.join(parts)}" + ("" if encoders else "; the recipe has no encoders")
         yield Problem("nothing is trained", f"{where}.train", str(list(stage.train)), expected)
     ranks, prompts = process_count(recipe), prompts_per_step(recipe, stage)
     if prompts % ranks:
@@ -132,7 +141,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:
 def _files(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.path is not None:
         yield from _model_folder(recipe.model.path)
-    root = Path(recipe.data.root).expanduser()
+    root = Path(recipe.data.root)
     if not root.is_dir():
         yield Problem("no such folder", "data.root", str(recipe.data.root), f"a folder; looked for {root.absolute()}")
         return
@@ -151,7 +160,7 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _model_folder(path: str) -> Iterator[Problem]:
-    folder = Path(path).expanduser()
+    folder = Path(path)
     expected = "a local folder of a transformers checkpoint"
     if not folder.is_dir():
         mend = "nothing is downloaded here: put the checkpoint's folder there, or set model.path to where it is"

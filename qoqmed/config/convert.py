@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
+from os.path import expanduser
 from typing import Any, get_args, get_type_hints
 
 from qoqmed.config.schema import Node, Recipe, RewardConfig
@@ -21,6 +22,41 @@ def convert(raw: Mapping[str, Any]) -> tuple[Recipe, list[Problem]]:
     problems: list[Problem] = []
     recipe: Recipe = _section(Recipe, raw, "", problems)
     return recipe, problems
+
+
+def expand_home(recipe: Recipe) -> Recipe:
+    """`~` at the head of the paths that the recipe itself knows, written out once for all who open them.
+
+    They are model.path, data.root, trainer.out, the data sets' `path` and the encoders' `weights`.
+    """
+    data, model, trainer = recipe.data, recipe.model, recipe.trainer
+    train, valid, test = (_at_home(part, "path") for part in (data.train, data.valid, data.test))
+    own = [(stage, stage.data.train) for stage in recipe.stages]
+    return replace(
+        recipe,
+        model=model if model.path is None else replace(model, path=_home(model.path)),
+        data=replace(data, root=_home(data.root), train=train, valid=valid, test=test),
+        trainer=replace(trainer, out=_home(trainer.out)),
+        encoders={name: _at_home((node,), "weights")[0] for name, node in recipe.encoders.items()},
+        stages=tuple(
+            stage if mine is None else replace(stage, data=replace(stage.data, train=_at_home(mine, "path")))
+            for stage, mine in own
+        ),
+    )
+
+
+def _home(path: str) -> str:
+    return expanduser(path)  # noqa: PTH111  pathlib's raises for an unknown user
+
+
+def _at_home(nodes: tuple[Node, ...], key: str) -> tuple[Node, ...]:
+    """Plugins, with one argument expanded where it is a text."""
+    return tuple(
+        replace(node, arguments={**node.arguments, key: _home(node.arguments[key])})
+        if isinstance(node.arguments.get(key), str)
+        else node
+        for node in nodes
+    )
 
 
 def _section(kind: Any, raw: Any, where: str, problems: list[Problem]) -> Any:

@@ -13,7 +13,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from qoqmed.config.check import check
-from qoqmed.config.convert import convert
+from qoqmed.config.convert import convert, expand_home
 from qoqmed.config.overrides import apply
 from qoqmed.config.schema import Recipe
 from qoqmed.errors import Problem, RecipeError, near
@@ -33,6 +33,7 @@ def load(
     resolved, found = _interpolate(extended)
     problems += found
     converted, found = convert(resolved)
+    converted = expand_home(converted)
     problems += _beyond(problems, found)
     problems += _beyond(problems, check(converted, deep=deep, files=files))
     if problems:
