@@ -67,7 +67,7 @@ def _positions(path: Path, options: Options) -> range:
         times = [packet.pts for packet in container.demux(video=0) if packet.size and not packet.is_discard]
         if options.stop_s is None and not options.start_s:
             return range(len(times))
-        if not times or None in times or stream.time_base is None:
+        if not times or None in times or not stream.time_base:
             raise refused("the video's frames have no times", path, mend="leave out 'start_s' and 'stop_s'")
         seconds = [float((time - min(times)) * stream.time_base) for time in sorted(times)]
     stop_s = float("inf") if options.stop_s is None else options.stop_s
