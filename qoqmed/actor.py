@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qoqmed.contracts import Dataset, Reward, Rollouts
+from qoqmed.datasets.ablation import leave_out
 from qoqmed.errors import DataError, Problem
 from qoqmed.media import masks
 from qoqmed.media.cache import MediaCache
@@ -90,6 +91,7 @@ class Actor:
     on_error: str = "stop"
     workers: int = 0
     media: MediaCache = field(default_factory=MediaCache)
+    modalities: Collection[str] | None = None  # that stay; None: all
 
     def admit(self, drawn: Sequence[tuple[Dataset, int]], gold: bool = False) -> Admitted:
         """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`.
@@ -102,7 +104,7 @@ class Actor:
         """Changes nothing here: loader threads call it."""
         dataset, index = item
         try:
-            case = self._complete(dataset[index])
+            case = self._complete(leave_out(dataset[index], self.modalities))
             prompt = self.prompter(case)
             if gold:
                 self.gold(case, prompt)

@@ -22,7 +22,7 @@ from qoqmed.geometry import fit
 from qoqmed.media.cache import MediaCache
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.parallel import FSDP2Strategy, count_devices, make_fabric
-from qoqmed.policy import lora
+from qoqmed.policy import lora, stored
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded, load_path, load_tiny
 from qoqmed.policy.prompting import Prompter
@@ -109,8 +109,7 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     loaded.processor.media = media = MediaCache(data.cache_mb * 2**20)
     loaded.processor.frames = data.frames
     loaded.processor.resize_between(data.min_pixels, data.max_pixels)
-    modalities = None if data.modalities == "all" else tuple(data.modalities)
-    prompter = Prompter(loaded.policy.model, loaded.processor, tasks, root=root, modalities=modalities)
+    prompter = Prompter(loaded.policy.model, loaded.processor, tasks, root=root)
     handle = LivePolicy(loaded.policy, loaded.tokenizer)
     engine = registry.make("rollouts", Node(recipe.rollout.name, recipe.rollout.arguments, "rollout"))
     engine.start(handle)
@@ -119,7 +118,8 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
         for key, reward in recipe.rewards.items()
     }
     weights = {key: reward.weight for key, reward in recipe.rewards.items()}
-    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers, media), loaded
+    kept = None if data.modalities == "all" else data.modalities
+    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers, media, kept), loaded
 
 
 class OnDemand(Mapping[str, Any]):
@@ -243,19 +243,21 @@ def _placed(actor: Actor, recipe: Recipe) -> Actor:
 def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Actor, Recipe]:
     """A policy ready to answer, and the recipe that describes it.
 
-    target: a run folder (its best weights), a folder with a transformers checkpoint, or a recipe (as it is before
-    training). Raises UserError where it is none of them.
+    target: a run folder (its best weights), a folder with a transformers checkpoint (an exported one brings its frames,
+    pixel bounds, dtype and length of answers), or a recipe (as it is before training). Raises UserError where it is
+    none of them.
     """
     folder = Path(target)
     if (folder / "recipe.yaml").is_file():
-        recipe = config.load(folder / "recipe.yaml", overrides)
+        recipe = config.load(folder / "recipe.yaml", overrides, files=False)  # the data may be elsewhere by now
         actor, loaded = build_actor(recipe)
         restore_policy(folder, loaded.policy)
         return _placed(actor, recipe), recipe
     if (folder / "config.json").is_file():
         unused = {"name": "none", "objective": "sft", "data": {"train": [{"name": "synthetic", "size": 1}]}}
-        bare = {"name": folder.resolve().name, "model": {"path": str(folder)}, "stages": [unused]}
-        recipe = config.load(bare, overrides)
+        own = stored.settings(folder)
+        model = {"path": str(folder), **own.pop("model", {})}
+        recipe = config.load({"name": folder.resolve().name, "model": model, "stages": [unused], **own}, overrides)
     elif folder.is_dir():
         expected = "a run folder (recipe.yaml), a transformers checkpoint (config.json) or a recipe file"
         raise UserError(Problem("nothing here can be loaded", where=str(folder), expected=expected))

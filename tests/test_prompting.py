@@ -170,24 +170,21 @@ def test_positions_by_hand(loaded: Loaded) -> None:
     assert prompt.positions[:, first + 6].tolist() == [first + 3] * 3
 
 
-# ---- leaving modalities out
+# ---- places in the question
 
 
-def test_modalities_that_are_left_out_leave_no_trace(loaded: Loaded) -> None:
-    """Their geometry is None, so that no box can be written on a picture that the policy does not see."""
-    case = tiny.case("a", tiny.picture(1, 28, 56), tiny.ecg(1))
-    only_ecg = tiny.prompter(loaded, modalities=["ecg"])(case)
-    assert text_of(loaded, only_ecg) == BEFORE + f"<|ecg_start|>{ECG * 3}<|ecg_end|>" + "What is on this?" + AFTER
-    assert only_ecg.pixel_values is None and only_ecg.grids is None and only_ecg.geometries == (None, None)
-    only_image = tiny.prompter(loaded, modalities=["image"])(case)
-    assert text_of(loaded, only_image) == BEFORE + picture(2) + "What is on this?" + AFTER
-    assert not only_image.series and only_image.geometries[0] is not None
-    assert text_of(loaded, tiny.prompter(loaded, modalities=[])(case)) == BEFORE + "What is on this?" + AFTER
+def test_markers_place_media_and_the_rest_stand_in_front(loaded: Loaded) -> None:
+    media = (tiny.picture(1, 28, 56), tiny.ecg(1), tiny.picture(2, 56, 56))
+    prompt = tiny.prompter(loaded)(tiny.case("a", *media, text="Before <ecg> came <image>. Now?"))
+    span = f"<|ecg_start|>{ECG * 3}<|ecg_end|>"
+    assert text_of(loaded, prompt) == BEFORE + picture(2) + "Before " + span + " came " + picture(4) + ". Now?" + AFTER
+    assert prompt.grids is not None and prompt.grids.tolist() == [[1, 2, 4], [1, 4, 4]]
+    assert [geometry and geometry.height for geometry in prompt.geometries] == [28, None, 56]
 
 
-def test_a_modality_that_is_left_out_needs_no_encoder_and_no_file(loaded: Loaded) -> None:
-    case = tiny.case("a", Medium("genome", "nowhere.vcf"), tiny.picture(1, 28, 28))
-    assert tiny.prompter(loaded, modalities=["image"])(case).geometries[0] is None
+def test_more_markers_than_media_name_the_row(loaded: Loaded) -> None:
+    with pytest.raises(DataError, match=r"row-7: .*more places (.|\n)*2 markers <image>"):
+        tiny.prompter(loaded)(tiny.case("row-7", tiny.picture(1), text="<image> and <image>"))
 
 
 # ---- what is refused
@@ -242,7 +239,7 @@ def test_a_chat_template_without_pictures_is_refused(loaded: Loaded) -> None:
     with pytest.raises(DataError, match="row-7.*chat template") as caught:
         tiny.prompter(bare)(tiny.case("row-7", tiny.picture(1)))
     assert caught.value.problems[0].got == "the text has 0 placeholders <|image_pad|> for 1 media"
-    with pytest.raises(DataError, match=r"row-7.*0 placeholders <\|ecg_pad\|> for 1 media"):
+    with pytest.raises(DataError, match=r"row-7(.|\n)*0 placeholders <\|ecg_pad\|> for 1 media"):
         tiny.prompter(bare)(tiny.case("row-7", tiny.ecg(1)))
 
 

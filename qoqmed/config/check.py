@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qoqmed.config.deep import check_plugins, minibatch, process_count, prompts_per_step
 from qoqmed.config.schema import TRAINABLE, Node, Recipe, StageConfig
@@ -102,9 +103,18 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 def _encoders(recipe: Recipe) -> list[str]:
     """Modalities of the recipe's encoders, and of those that the model in its folder has."""
-    file = Path(recipe.model.path or "") / "config.json"
-    held = json.loads(file.read_text(encoding="utf-8")).get("encoders") if recipe.model.path and file.is_file() else {}
-    return sorted({*recipe.encoders, *(held or {})})
+    held = {} if recipe.model.path is None else _model_config(recipe.model.path) or {}
+    return sorted({*recipe.encoders, *(held.get("encoders") or {})})
+
+
+def _model_config(path: str) -> dict[str, Any] | None:
+    """The folder's config.json; None where there is none that can be read."""
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # boundary: another program's file; `_model_folder` tells of it
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _rewards(recipe: Recipe) -> Iterator[Problem]:
@@ -167,3 +177,5 @@ def _model_folder(path: str) -> Iterator[Problem]:
         yield Problem("no such folder", "model.path", path, f"{expected}; looked for {folder.absolute()}", mend)
     elif not (folder / "config.json").is_file():
         yield Problem("this folder holds no model", "model.path", path, f"{expected}, with its config.json")
+    elif _model_config(path) is None:
+        yield Problem("its config.json cannot be read", "model.path", path, expected)

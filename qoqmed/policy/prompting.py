@@ -22,8 +22,7 @@ from qoqmed.types import SPATIAL, Case, Medium
 class Prompter:
     """Encodes cases for one policy.
 
-    model: its backbone. root: data root that media paths are relative to. modalities: None for all, else the ones that
-    stay (input ablations).
+    model: its backbone. root: data root that media paths are relative to.
     """
 
     def __init__(
@@ -33,10 +32,8 @@ class Prompter:
         tasks: Mapping[str, Task],
         *,
         root: Path,
-        modalities: Sequence[str] | None = None,
     ) -> None:
         self.model, self.processor, self.tasks, self.root = model, processor, tasks, root
-        self.modalities = None if modalities is None else frozenset(modalities)
         self.special: frozenset[str] = frozenset(processor.tokenizer.all_special_tokens)
         names = "|".join(re.escape(name) for name in sorted(SPATIAL | set(processor.encoders)))
         self.marker = re.compile(f"<({names})>")
@@ -63,7 +60,7 @@ class Prompter:
         for part in self._in_order(case, text):
             if isinstance(part, str):
                 content.append({"type": "text", "text": part})
-            elif self.modalities is None or case.media[part].modality in self.modalities:
+            else:
                 with of_row(case.id):
                     items, geometries[part] = self._read(case.media[part])
                 content += items
