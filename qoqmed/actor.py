@@ -70,6 +70,17 @@ class Admitted:
 Outcome = tuple[Case, Prompt] | DataError  # of one drawn case
 
 
+def _fitted(case: Case, prompt: Prompt) -> Case:
+    """The mask at the size of its picture. Raises MediaError where their shapes differ."""
+    mask = case.target.mask
+    geometry = None if mask is None else prompt.geometries[mask.medium]
+    if mask is None or mask.array is None or geometry is None:
+        return case
+    with of_row(case.id):
+        array = masks.fit(mask.array, geometry.width, geometry.height)
+    return replace(case, target=replace(case.target, mask=replace(mask, array=array)))
+
+
 def sort_out(outcomes: Sequence[Outcome]) -> Admitted:
     """Those that may be used, and the others."""
     good = [(place, *item) for place, item in enumerate(outcomes) if not isinstance(item, DataError)]
@@ -106,6 +117,7 @@ class Actor:
         try:
             case = self._complete(leave_out(dataset[index], self.modalities))
             prompt = self.prompter(case)
+            case = _fitted(case, prompt)
             if gold:
                 self.gold(case, prompt)
             return case, prompt

@@ -139,6 +139,9 @@ def _responded(row: Mapping[str, Any], where: str, folder: Path) -> Case:
                 raise fields.wrong(f"{side!r} is no number of pixels", repr(given[side]), "a whole number from 1")
         sizes = {"width": given["width"], "height": given["height"]}
         boxes = fields.boxes(sizes | {"boxes_px": given["boxes"]}, 0) if "boxes" in given else None
-        mask = Mask(array=masks.load(Mask(fields.text(given, "mask")), folder)) if "mask" in given else None
+        mask = None
+        if "mask" in given:
+            inside = masks.load(Mask(fields.text(given, "mask")), folder)
+            mask = Mask(array=masks.fit(inside, given["width"], given["height"], given["mask"]))
     media = (Medium("image", path=case_id),)  # never opened: it says that boxes have a picture to lie on
     return Case(case_id, "", "", "diagnosis", "", media, space, Target(labels=labels, boxes=boxes, mask=mask))
