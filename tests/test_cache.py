@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import random
 import threading
 import time
@@ -101,6 +103,23 @@ def test_masks_are_those_of_their_loader(tmp_path):
     assert cache.mask(mask, tmp_path) is cache.mask(mask, tmp_path)
     cache.pictures(Medium("image", "m.png"), tmp_path, 1)
     assert (cache.counts.hits, cache.counts.misses) == (2, 2)
+
+
+def test_a_mask_is_cut_as_its_volume_is_shown(tmp_path):
+    write_volume(tmp_path / "v.nii")
+    cache, mask = MediaCache(MB), Mask("v.nii")
+    media = [Medium("volume", "v.nii", options={"axis": axis}) for axis in ("axial", "sagittal")]
+    for medium in [*media, *media]:
+        assert np.array_equal(cache.mask(mask, tmp_path, medium), masks.load(mask, tmp_path, medium))
+    assert (cache.counts.hits, cache.counts.misses) == (2, 2)
+
+
+def test_a_copy_is_empty_and_of_the_same_bound(tmp_path):
+    """A processor is copied where it is saved."""
+    path, cache = write_picture(tmp_path / "a.png"), MediaCache(1000)
+    cache.series(Recorder(), path, {})
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert other.counts == CacheCounts() and other.limit_bytes == 1000
 
 
 def test_arrays_in_memory_are_handed_through(tmp_path):
