@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 _PUBLIC = {  # lazy name -> where it lives
     "fit": "qoqmed.fit:fit",
     "evaluate": "qoqmed.evaluate:evaluate",
+    "predict": "qoqmed.predict:predict",
+    "export": "qoqmed.export:export",
     "load": "qoqmed.build:load",
     "score": "qoqmed.evaluate:score",
     "estimate": "qoqmed.evaluate:estimate",
@@ -31,7 +33,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`qoqmed.fit` and `qoqmed.evaluate` stay functions, also once the modules of these names have been imported."""
+    """`qoqmed.fit`, `predict` and the like stay functions, also once the modules of these names have been imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _PUBLIC and isinstance(value, ModuleType)):

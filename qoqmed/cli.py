@@ -147,6 +147,74 @@ def evaluate(
     _show(result if as_json else metrics_table(result))
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def predict(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|DIR [--MODALITY FILE ...] [QUESTION]",
+            help="A run or a model folder; media as --image F, --volume F, --video F, or --ecg F and the like where "
+            "the model has such an encoder, each any number of times, in the order of the prompt; a question in "
+            "quotes. Without a question that of --domain is asked.",
+        ),
+    ],
+    domain: Annotated[str, typer.Option(metavar="NAME", help="The clinical domain.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="L", help="An allowable label; again for each. Asks for a diagnosis.")
+    ] = None,
+    overlay: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the boxes on the pictures.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Default: that of the run.")] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0: the likeliest answer.")] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of answers that are sampled.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="The response as the model gave it, nothing else.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask about media on disk: reasoning, boxes and the answer."""
+    from qoqmed.predict import predict as run
+    from qoqmed.predict import split_words
+    from qoqmed.report.answers import answer_json, answer_view
+
+    target, question, media = split_words(words)
+    made = run(
+        target,
+        question,
+        media,
+        domain=domain,
+        labels=label or (),
+        overlay=overlay,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if raw:
+        print(made.rollout.text)
+    else:
+        _show(answer_json(made) if as_json else answer_view(made))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; nothing is overwritten.")],
+    dtype: Annotated[
+        str | None, typer.Option(metavar="float32|bfloat16|float16", help="Default: that of the run.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which weights of the run.")] = "best",
+    as_json: Json = False,
+) -> None:
+    """Write a run's policy as a folder that transformers loads, with a model card; load it anew and compare."""
+    from qoqmed.export import ExportError
+    from qoqmed.export import export as write
+    from qoqmed.report.exports import export_table
+
+    try:
+        made = write(run, out, dtype=dtype, checkpoint=checkpoint)
+    except ExportError as failure:
+        _say(f"error: {failure}")
+        raise typer.Exit(1) from None
+    _show(asdict(made) | {"folder": str(made.folder)} if as_json else export_table(made))
+
+
 @app.command()
 def metrics(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.jsonl", help="One prediction a line.")],
