@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import test_bad_input as bad
 import test_cache as files
+import test_parallel as ranks
 import torch
 from tiny_run import Place, command, evaluations, metrics, place, read, same, weights
 
@@ -240,22 +241,33 @@ def assert_equal_runs(run: Path, whole: Path) -> None:
     assert all(read(run / "traces" / name) == read(whole / "traces" / name) for name in traces)
 
 
-@pytest.mark.parametrize("arguments", ["", "at: 2", "at: 3, crash: true", "when: sft", "at: 4"])
+@pytest.mark.parametrize("arguments", ["at: 2", "at: 3, crash: true", "when: sft"])
 def test_workers_do_not_change_a_run_that_is_stopped_and_resumed(
     tiny: None, tmp_path: Path, whole: Path, arguments: str
 ) -> None:
     """`at: 2` leaves step 3 loaded and not consumed; the checkpoint does not know of it."""
     here, words = place(tmp_path), [*EVERY, "data.workers=2"]
-    if arguments:
-        with pytest.raises((KeyboardInterrupt, RuntimeError)):
-            fit(here.recipe, [*words, f"callbacks=[{{name: stop, {arguments}}}]"])
-        saved = checkpoint.load(sorted((here.run / "checkpoints").glob("step-*"))[-1])
-        training = saved.state["training"]
-        assert saved.state["sampler"]["position"] == 4 * (training["step"] or 3)
-        assert not loaders()
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        fit(here.recipe, [*words, f"callbacks=[{{name: stop, {arguments}}}]"])
+    saved = checkpoint.load(sorted((here.run / "checkpoints").glob("step-*"))[-1])
+    training = saved.state["training"]
+    assert saved.state["sampler"]["position"] == 4 * (training["step"] or 3)
+    assert not loaders()
     assert fit(here.recipe, words, resume="auto").finished
     assert_equal_runs(here.run, whole)
     assert not loaders()
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_feeds_itself(tiny: None, tmp_path: Path, site: Path) -> None:
+    runs = []
+    for workers in (0, 2):
+        (tmp_path / str(workers)).mkdir()
+        here = place(tmp_path / str(workers), stages=ranks.STAGES, data=ranks.DATA)
+        words = ["trainer.strategy=fsdp2", "trainer.devices=2", f"data.workers={workers}"]
+        ranks.finish(ranks.start(site, *ranks.TORCHRUN, "fit", here.recipe, *words))
+        runs.append(here.run)
+    assert_equal_runs(*runs)
 
 
 def test_bad_data_that_was_loaded_ahead_stops_the_step_that_needs_it(tiny: None, tmp_path: Path) -> None:
