@@ -154,8 +154,9 @@ def predict(
         typer.Argument(
             metavar="RUN|DIR [--MODALITY FILE ...] [QUESTION]",
             help="A run or a model folder; media as --image F, --volume F, --video F, or --ecg F and the like where "
-            "the model has such an encoder, each any number of times, in the order of the prompt; a question in "
-            "quotes. Without a question that of --domain is asked.",
+            "the model has such an encoder, each any number of times, in the order of the prompt, with options of "
+            "how to read it behind it, as --ecg.rate_hz 500; a question in quotes. Without a question that of --domain "
+            "is asked.",
         ),
     ],
     domain: Annotated[str, typer.Option(metavar="NAME", help="The clinical domain.")] = "",
@@ -170,8 +171,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Ask about media on disk: reasoning, boxes and the answer."""
+    from qoqmed.asking import split_words
     from qoqmed.predict import predict as run
-    from qoqmed.predict import split_words
     from qoqmed.report.answers import answer_json, answer_view
 
     target, question, media = split_words(words)
