@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qoqmed.geometry import Geometry
     from qoqmed.losses import Loss, TokenTable
     from qoqmed.packing import Prompt
+    from qoqmed.policy.attention import Segments
+    from qoqmed.policy.pictures import ImageFeatures
 
 GROUPS: Mapping[str, str] = {
     "backbones": "a vision-language model class, its positions, packs, boxes and processor",
@@ -194,32 +196,44 @@ class Rollouts(Protocol):
 
 
 class Backbone(Protocol):
-    """Adapter of one vision-language architecture: a thin view of a transformers model (`qoqmed.policy.qwen2_5_vl`)."""
+    """A transformers model class with the mixins of `qoqmed.policy` (see `qoqmed.policy.qwen2_5_vl`).
 
-    model_type: str
-    model_class: Any  # transformers' class
+    The plugin's name is `plain_type`, its config's model_type "qoqmed_" and that. Class attributes and methods:
+    """
+
+    config_class: Any  # the plain model's config with `encoders`
+    plain_type: str  # model_type of plain folders that it reads, too
+    plain_class: Any  # transformers' class
     block_names: tuple[str, ...]  # decoder layers, the FSDP groups
     image_tokens: tuple[str, str, str]  # start, placeholder, end
     media_tokens: tuple[str, ...]
     attention: Mapping[str, str]
-    language_model: torch.nn.Module
-    vision: torch.nn.Module
-    head: torch.nn.Linear
-    hidden_size: int
+    language_part: torch.nn.Module
+    vision_part: torch.nn.Module
+    lm_head: torch.nn.Linear
+    encoders: torch.nn.ModuleDict
+    projectors: torch.nn.ModuleDict
 
     def geometry(self, width: int, height: int, min_pixels: int, max_pixels: int) -> Geometry: ...
 
     def frame(self, geometries: Sequence[Geometry | None]) -> BoxFrame: ...
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor: ...
+    def image_features(self, pixel_values: torch.Tensor, grids: torch.Tensor) -> ImageFeatures: ...
 
-    def image_features(self, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor: ...
+    def series_features(self, modality: str, values: torch.Tensor) -> torch.Tensor: ...
 
     def positions(
         self, token_ids: torch.Tensor, is_image: torch.Tensor, grids: torch.Tensor | None
     ) -> torch.Tensor: ...
 
-    def hidden(self, embeds: torch.Tensor, positions: torch.Tensor, segments: Any) -> torch.Tensor: ...
+    def hidden(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        segments: Segments,
+        images: ImageFeatures | None = None,
+        slots: torch.Tensor | None = None,
+    ) -> torch.Tensor: ...
 
 
 class Metric(Protocol):
