@@ -49,7 +49,9 @@ def build(options: dict[str, int]) -> tuple[Any, Any]:
     from qoqmed.policy.qwen2_5_vl import ClinicalQwen2_5_VL
 
     tokenizer = tiny.tokenizer(["Which finding is on this chest X-ray?"] * 9, tiny.TinySize(vocabulary=400))
-    model = tiny.model(ClinicalQwen2_5_VL, tokenizer, tiny.TinySize(options["hidden"], options["layers"], options["heads"]), seed=0)
+    model = tiny.model(
+        ClinicalQwen2_5_VL, tokenizer, tiny.TinySize(options["hidden"], options["layers"], options["heads"]), seed=0
+    )
     torch.manual_seed(0)
     model.resize_token_embeddings(options["vocabulary"], mean_resizing=False)
     return model, ClinicalPolicy(model, torch.zeros(options["vocabulary"], dtype=torch.bool))

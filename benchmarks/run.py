@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 
 import learnability
+import media_loading
+import memory_soak
 import packed_update
 import step_phases
 
-ALL = {"packed_update": packed_update.main, "step_phases": step_phases.main, "learnability": learnability.main}
+ALL = {
+    "packed_update": packed_update.main,
+    "step_phases": step_phases.main,
+    "media_loading": media_loading.main,
+    "memory_soak": memory_soak.main,
+    "learnability": learnability.main,
+}
 
 
 def main(names: list[str]) -> None:
