@@ -44,7 +44,7 @@ class ClinicalQwen3VL(Clinical, Pictures, Qwen3VLForConditionalGeneration):
     def image_features(self, pixel_values: Tensor, grids: Tensor) -> ImageFeatures:
         """pixel_values [N, patch] and grids [I, 3] -> features of all images, in prompt order."""
         out = self.get_image_features(pixel_values, grids, return_dict=True)
-        layers = out.deepstack_features  # by image from transformers 5.18 on, before that of all images together
+        layers = out.deepstack_features  # transformers 5.19 gives them by image, 5.17 of all images together
         deep = tuple(layer if isinstance(layer, Tensor) else torch.cat(tuple(layer)) for layer in layers)
         return ImageFeatures(torch.cat(tuple(out.pooler_output)), deep)
 
