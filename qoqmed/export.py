@@ -78,7 +78,9 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None, checkp
         before = reload.logits(loaded.policy.model, loaded.processor, asked)
         adapted = bool(lora.layers(loaded.policy.model))
         lora.merge(loaded.policy.model)
-        model = loaded.policy.model.to(loaded.policy.model.dtype if dtype is None else getattr(torch, dtype))
+        model = loaded.policy.model
+        if dtype is not None:
+            _cast(model, getattr(torch, dtype))
         after = reload.logits(model, loaded.processor, asked)
         _write(draft, folder, recipe, loaded, chosen)
         weights, kind = reload.digests(model), model.dtype
@@ -140,6 +142,15 @@ def _write(draft: Path, folder: RunFolder, recipe: Recipe, loaded: Loaded, chose
     record = gather(folder, recipe, describe(model, recipe), chosen)
     (draft / "qoqmed.json").write_text(record.to_json(), encoding="utf-8")
     (draft / "README.md").write_text(card(record), encoding="utf-8")
+
+
+@torch.no_grad()
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """As transformers casts when it loads: what is saved, and not the rotary frequencies, which stay float32."""
+    saved = model.state_dict().keys()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name in saved and value.is_floating_point():
+            value.data = value.data.to(dtype)
 
 
 def questions(loaded: Loaded) -> tuple[dict[str, reload.Conversation], tuple[str, ...]]:
