@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.processing_utils import ProcessorMixin
 
 from qoqmed.contracts import Encoder
-from qoqmed.media import frames
+from qoqmed.media.cache import MediaCache
 from qoqmed.media.paths import resolve
 from qoqmed.media.refusals import refused
 from qoqmed.media.window import Pixels
@@ -60,6 +60,7 @@ class ClinicalProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
         self.encoders = {modality: dict(spec) for modality, spec in (encoders or {}).items()}
         self.frames = frames
+        self.media = MediaCache()
         with torch.device("meta"):  # they only load and prepare here: no weights
             self.readers: dict[str, Encoder] = {m: make_encoder(m, spec) for m, spec in self.encoders.items()}  # type: ignore[misc]
         self._pads = re.compile("|".join(re.escape(pad) for pad in (IMAGE, *self._placeholders())))
@@ -84,7 +85,7 @@ class ClinicalProcessor(ProcessorMixin):
 
     def pictures(self, medium: Medium, root: str | Path) -> list[Pixels]:
         """An image, volume or video -> RGB pictures [H, W, 3] uint8. Raises MediaError."""
-        return frames.load(medium, root, self.frames)
+        return list(self.media.pictures(medium, root, self.frames))
 
     def prepare(self, medium: Medium, root: str | Path) -> Tensor:
         """A medium of an encoder's modality -> its prepared tensor. Raises MediaError."""
@@ -95,7 +96,7 @@ class ClinicalProcessor(ProcessorMixin):
             raise refused(what, medium.path or "an array", expected, mend)
         reader = self.readers[medium.modality]
         path = None if medium.path is None else resolve(root, medium.path)
-        array = medium.array if path is None else reader.load(path, medium.options)
+        array = medium.array if path is None else self.media.series(reader, path, medium.options)
         assert array is not None, "a medium has a path or an array"
         return reader.prepare(array)
 
