@@ -1,12 +1,17 @@
-"""What a run must not go on with, or not in silence: invalid rewards, cut-off responses, gradients not finite."""
+"""What a run must not go on with, or not in silence.
+
+Invalid rewards, cut-off responses, gradients that are not finite, an engine whose log-probs are not the trainer's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qoqmed.config.schema import RolloutConfig
 from qoqmed.errors import PluginError, Problem, UserError
 from qoqmed.parallel import gather
+from qoqmed.tally import DIFFERENCE
 from qoqmed.types import Group, Status
 
 WINDOW = 10  # steps over which invalid rollouts are counted
@@ -65,15 +70,39 @@ def refuse_invalid(found: Invalid, window: Sequence[tuple[int, int]], limit: flo
     return [PluginError(Problem(what, "rewards", told, expected, f"{mend}; or raise trainer.max_invalid"))]
 
 
-def alarms(step: int, metrics: Mapping[str, float], longest: int) -> list[str]:
-    """What the user should see at once of a step. step: from 1 in its stage. longest: the length limit, tokens."""
-    out, skipped, share = list[str](), metrics["updates_skipped"], metrics.get("completions/clipped_ratio", 0.0)
+def alarms(step: int, metrics: Mapping[str, float], rollout: RolloutConfig, drifting: bool = False) -> list[str]:
+    """What the user should see at once of a step. step: from 1 in its stage. drifting: `drifts` of the step before."""
+    out, skipped, longest = list[str](), metrics["updates_skipped"], rollout.max_new_tokens
+    share = metrics.get("completions/clipped_ratio", 0.0)
     if skipped:
         out.append(f"{skipped:.0f} of the step's updates left out: the gradient was not finite")
     if step <= FIRST and share > CUT:
         mend = "raise rollout.max_new_tokens, or let an earlier stage teach the policy to end its answers"
         out.append(f"{share:.0%} of the responses were cut off at {longest} tokens, before their answer: {mend}")
+    if drifts(metrics, rollout) and not drifting:
+        out.append(_drift(metrics, rollout))
     return out
+
+
+def drifts(metrics: Mapping[str, float], rollout: RolloutConfig) -> bool:
+    """Whether engine and trainer are further apart than the recipe allows; a difference that is no number is."""
+    return not metrics.get(f"{DIFFERENCE}/mean", 0.0) <= rollout.max_logp_difference
+
+
+def _drift(metrics: Mapping[str, float], rollout: RolloutConfig) -> str:
+    cut = rollout.top_p < 1.0 or rollout.top_k > 0
+    causes = (
+        *(["the engine's distribution is cut (rollout.top_p, rollout.top_k)"] if cut else []),
+        "the engine has stale weights",
+        "its temperature or banned tokens are not the trainer's",
+        "it computes in a lower precision (model.dtype, trainer.precision, the engine's own)",
+    )
+    return (
+        f"the log-probs of the engine {rollout.name!r} and of the trainer differ by "
+        f"{metrics[f'{DIFFERENCE}/mean']:.3g} on average, at most {metrics[f'{DIFFERENCE}/max']:.3g}; more than "
+        f"{rollout.max_logp_difference:g} (rollout.max_logp_difference) is not told again until it has been less. "
+        f"Likely causes: {'; '.join(causes)}"
+    )
 
 
 def refuse_not_finite(steps: int, limit: int, stage: str) -> list[UserError]:

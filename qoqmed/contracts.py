@@ -183,7 +183,13 @@ class PolicyHandle(Protocol):
 
 
 class Rollouts(Protocol):
-    """A sampling engine. `start` receives the policy once; `sync` is called after each update."""
+    """A sampling engine. `start` receives the policy once; `sync` is called after each update.
+
+    exact_log_probs: whether its log-probs are the trainer's but for rounding, as they are where it samples with the
+    trainer's own weights and code. An engine that does not say so has none.
+    """
+
+    exact_log_probs: bool
 
     def start(self, policy: PolicyHandle) -> None: ...
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qoqmed import checkpoint
 from qoqmed.actor import draws, sort_out
-from qoqmed.alarms import WINDOW, alarms, count_invalid, invalid_share, refuse_invalid, refuse_not_finite
+from qoqmed.alarms import WINDOW, alarms, count_invalid, drifts, invalid_share, refuse_invalid, refuse_not_finite
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
 from qoqmed.errors import UserError
@@ -29,7 +29,7 @@ from qoqmed.run import RunFolder
 from qoqmed.saving import Begun, Saver, TrainingState, training_state
 from qoqmed.statistics import domain_steps, facts, kl_of, metrics
 from qoqmed.types import Evaluation, Group, StepReport
-from qoqmed.updating import Updater, build_optimizer, learning_rate, score
+from qoqmed.updating import Updater, build_optimizer, learning_rate, needs_old, score
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Loop:
             groups = self.collect(stage, orders, admitted)
         with self.phase("score"):
             temperature = self.recipe.rollout.temperature if stage.needs.rollouts else 1.0
-            needs = {"old": self.needs_old(stage), "reference": stage.needs.reference}
+            old = needs_old(stage, self.recipe.rollout, self.actor.engine)
+            needs = {"old": old, "reference": stage.needs.reference}
             scored = score(self.module, groups, self.recipe.trainer.tokens_per_pack, temperature, **needs)
             if self.state.step == 0 and scored.reference and not self.module.adapted:
                 # The policy still is the reference: their KL is 0, not the difference between two ways to compute it.
@@ -156,7 +157,8 @@ class Loop:
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
         step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
         self.state.not_finite = self.state.not_finite + 1 if updated.skipped else 0
-        self.alarms = alarms(self.state.step, numbers, self.recipe.rollout.max_new_tokens)
+        self.alarms = alarms(self.state.step, numbers, self.recipe.rollout, self.state.drifting)
+        self.state.drifting = drifts(numbers, self.recipe.rollout)
         for alarm in self.alarms:
             self.run.warn(f"step {self.global_step}: {alarm}")
         self.report(stage, groups, step)
@@ -204,12 +206,6 @@ class Loop:
         if self.state.step:
             self.save(stage)
         raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
-
-    def needs_old(self, stage: Stage) -> bool:
-        """Whether the ratio moves within a step, or sampling was not from the whole distribution."""
-        several = stage.objective.epochs > 1 or 0 < stage.objective.minibatch < stage.prompts
-        rollout = self.recipe.rollout
-        return stage.needs.rollouts and (several or rollout.top_p < 1.0 or rollout.top_k > 0)
 
     def estimate(self, stage: Stage, groups: Sequence[Group], orders: Sequence[int], kl: Any) -> Estimate | None:
         if stage.advantage is None or not any(gather(len(groups))):

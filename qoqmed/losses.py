@@ -1,4 +1,4 @@
-"""Losses over the response tokens of one micro-batch: clipped surrogate, KL estimators, aggregation, exact statistics.
+"""Losses over the response tokens of one micro-batch: clipped surrogate, importance ratio, KL estimators, aggregation.
 
 Everything is a sum over tokens divided by a total of the whole minibatch, so that the results of its micro-batches,
 on every rank, add up to the value (and the gradient) of the minibatch at once. A strategy that averages gradients over
@@ -8,13 +8,15 @@ ranks must therefore multiply the loss by the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 AGGREGATES = ("sequence", "token", "dr_grpo")
 KL_ESTIMATORS = ("k1", "k2", "k3")
+IMPORTANCE = ("token", "sequence", "none")
+LOG_RATIO = 20.0  # importance ratios are held within exp(+-20), as verl does: one token must not make a mean infinite
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class TokenTable:
     log_probs [N] float, nats, with gradient. entropies [N] float, nats, with gradient where the objective weighs them.
     old_log_probs [N]: of the policy that the ratio is taken to; None: the current one (ratio 1, first update).
     reference_log_probs [N]: of the frozen start policy. advantages [N]: each response's, repeated over its tokens.
+    behaviour_log_probs [N]: of the engine that sampled the tokens; None: nobody did (gold answers).
     response [N] long: the token's response, 0..n-1 within this table. lengths [n] long: tokens of each response.
     sequences_total, tokens_total: trainable responses and their tokens in the minibatch, all micro-batches and ranks.
     max_length: tokens, the constant of "dr_grpo" (the recipe's max_new_tokens).
@@ -39,6 +42,7 @@ class TokenTable:
     old_log_probs: Tensor | None = None
     reference_log_probs: Tensor | None = None
     advantages: Tensor | None = None
+    behaviour_log_probs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,13 @@ class Loss:
     """value: scalar with gradient, this table's share of the minibatch's loss.
 
     sums: name -> (sum, count), detached float64 scalars: add both over micro-batches and ranks, then divide.
+    smallest, largest: name -> detached scalar: the extreme over micro-batches and ranks counts.
     """
 
     value: Tensor
     sums: Mapping[str, tuple[Tensor, Tensor]]
+    smallest: Mapping[str, Tensor] = field(default_factory=dict)
+    largest: Mapping[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """sum / count of each statistic, of this table alone; left out where the count is 0."""
@@ -66,6 +73,19 @@ def clipped_surrogate(
     ratio = torch.exp(log_probs - old_log_probs)
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     return loss, (ratio < 1 - clip_low) & (advantages < 0), (ratio > 1 + clip_high) & (advantages > 0)
+
+
+def importance_ratio(log_ratio: Tensor, table: TokenTable, how: str) -> Tensor:
+    """log pi_old - log pi_engine of each token [N] -> what a token weighs as one of pi_old's, [N], detached, uncapped.
+
+    "token": pi_old / pi_engine of the token. "sequence": of its whole response, the product over its tokens (Yao et al.
+    2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", and verl). The product, not the
+    geometric mean: it alone is the ratio of the response's two probabilities, which makes the estimate unbiased.
+    """
+    gap = log_ratio.detach().double()
+    if how == "sequence":
+        gap = gap.new_zeros(len(table.lengths)).index_add_(0, table.response, gap)[table.response]
+    return gap.clamp(-LOG_RATIO, LOG_RATIO).exp().to(log_ratio.dtype)
 
 
 def kl(estimator: str, log_probs: Tensor, reference: Tensor) -> Tensor:

@@ -27,10 +27,14 @@ from lightning.pytorch import LightningModule  # noqa: E402
 
 @dataclass(frozen=True)
 class Scores:
-    """No-grad log-probs of one pack's response tokens, [N] float32 each, or None where nothing needs them."""
+    """No-grad log-probs of one pack's response tokens, [N] float32 each, or None where nothing needs them.
+
+    behaviour: of the engine that sampled them.
+    """
 
     old: Tensor | None
     reference: Tensor | None
+    behaviour: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class ClinicalPolicyModule(LightningModule):
         renumbered = (keep.long().cumsum(0) - 1)[response][chosen]
 
         def pick(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[chosen]
+            return None if values is None else values.to(device)[chosen]
 
         table = TokenTable(
             log_probs=out.log_probs[chosen],
@@ -175,6 +179,7 @@ class ClinicalPolicyModule(LightningModule):
             old_log_probs=pick(scores.old),
             reference_log_probs=pick(scores.reference),
             advantages=None if advantages is None else advantages.to(device)[response][chosen],
+            behaviour_log_probs=pick(scores.behaviour),
         )
         entropies = None if out.entropies is None else out.entropies.detach()
         return Micro(objective.loss(table), out.log_probs.detach(), entropies)

@@ -31,6 +31,7 @@ _FREE = (  # what may differ between a run and its resumption: it does not chang
     *(f"trainer.{key}" for key in ("out", "devices", "num_nodes", "accelerator", "strategy", "threads")),
     *(f"trainer.{key}" for key in ("checkpoint_every", "keep", "max_invalid", "max_skipped")),
     *(f"data.{key}" for key in ("root", "workers", "cache_mb", "on_error")),
+    "rollout.max_logp_difference",
     *("loggers", "callbacks", "traces", "evaluation"),
 )
 

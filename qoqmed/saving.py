@@ -24,7 +24,8 @@ class TrainingState:
     """Where the loop stands: the stage, the steps done in it and in all, what was measured on the way.
 
     stopping: a callback has asked to end the stage. invalid: invalid rollouts, and all, of the last steps.
-    not_finite: steps in a row that left an update out.
+    not_finite: steps in a row that left an update out. drifting: whether the last step's log-prob difference between
+    engine and trainer was too large.
     """
 
     stage: int = 0
@@ -35,6 +36,7 @@ class TrainingState:
     best: float | None = None
     invalid: list[tuple[int, int]] = field(default_factory=list)
     not_finite: int = 0
+    drifting: bool = False
     evaluations: list[Evaluation] = field(default_factory=list)
 
 

@@ -50,7 +50,7 @@ def metrics(
     everyone: Sequence[GroupFacts], updated: Updated, estimate: Estimate | None, lr: float, seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """One step's scalars."""
-    out = dict(updated.means)
+    out = dict(updated.numbers)
     out |= {
         "grad_norm": updated.grad_norm,
         "lr": lr,
@@ -66,9 +66,6 @@ def metrics(
         out |= {f"advantage/{name}": value for name, value in estimate.all_ranks.diagnostics.scalars.items()}
         if estimate.all_ranks.diagnostics.kl_threshold is not None:
             out["advantage/kl_threshold"] = estimate.all_ranks.diagnostics.kl_threshold
-    if updated.mismatch_mean is not None and updated.mismatch_max is not None:
-        out["sampling/logp_difference/mean"] = updated.mismatch_mean
-        out["sampling/logp_difference/max"] = updated.mismatch_max
     out |= {f"time/{phase}": value for phase, value in seconds.items()}
     out["tokens_per_second"] = sum(lengths) / max(sum(seconds.values()), 1e-9)
     return out

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from qoqmed.config.schema import OptimizerConfig
-from qoqmed.contracts import Objective
+from qoqmed.config.schema import OptimizerConfig, RolloutConfig
+from qoqmed.contracts import Objective, Rollouts
 from qoqmed.estimating import Member
-from qoqmed.module import ClinicalPolicyModule, Micro, Scores, Totals
+from qoqmed.losses import Loss
+from qoqmed.module import ClinicalPolicyModule, Scores, Totals
 from qoqmed.packing import Pack, pack
 from qoqmed.parallel import add_up, full, gather
+from qoqmed.tally import Tally
 from qoqmed.types import Group
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+    from qoqmed.build import Stage
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Updated:
-    """means: over all tokens and ranks. mismatch: |log-prob of the engine - of the trainer| before any update."""
+    """numbers: means and extremes over all tokens and ranks, by name."""
 
-    means: Mapping[str, float]
+    numbers: Mapping[str, float]
     grad_norm: float
     updates: int
     skipped: int
-    mismatch_mean: float | None
-    mismatch_max: float | None
 
 
 def build_optimizer(module: ClinicalPolicyModule, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -65,6 +67,18 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     done = (step - warmup) / max(1.0, steps - warmup)
     left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (config.floor + (1 - config.floor) * left)
+
+
+def needs_old(stage: Stage, rollout: RolloutConfig, engine: Rollouts) -> bool:
+    """Whether the engine's log-probs can't stand in for those of the policy before the update (decision 2).
+
+    Where the ratio moves within a step, where sampling was not from the whole distribution, and where a sequence KL
+    would carry the difference of an engine that is not exact.
+    """
+    several = stage.objective.epochs > 1 or 0 < stage.objective.minibatch < stage.prompts
+    cut = rollout.top_p < 1.0 or rollout.top_k > 0
+    biased = stage.needs.kl and not getattr(engine, "exact_log_probs", False)
+    return stage.needs.rollouts and (several or cut or biased)
 
 
 def score(
@@ -126,30 +140,23 @@ class Updater:
         world = self.fabric.world_size
         size = math.ceil(self.objective.minibatch / world) if self.objective.minibatch else len(groups)
         count = max(gather(math.ceil(len(groups) / max(size, 1))))
-        sums, norms, skipped, gaps = dict[str, float](), list[float](), 0, list[Tensor]()
+        tally, norms, skipped, before = Tally(), list[float](), 0, scored.old
         for epoch in range(self.objective.epochs):
             for number in range(count):
                 members = range(min(number * size, len(groups)), min((number + 1) * size, len(groups)))
-                micros, norm, gap = self._minibatch(list(members), groups, scored, advantages)
-                for micro in micros:
-                    for name, (value, n) in micro.loss.sums.items():
-                        sums[f"sum/{name}"] = sums.get(f"sum/{name}", 0.0) + float(value)
-                        sums[f"n/{name}"] = sums.get(f"n/{name}", 0.0) + float(n)
+                losses, norm, log_probs = self._minibatch(list(members), groups, scored, advantages)
+                for loss in losses:
+                    tally.add(loss)
                 if epoch == 0 and number == 0:
-                    gaps = gap
+                    before = before or log_probs
                 skipped += norm is None
                 norms += [] if norm is None else [norm]
-        total = add_up(sums)
-        names = [name.removeprefix("sum/") for name in total if name.startswith("sum/")]
-        means = {name: total[f"sum/{name}"] / total[f"n/{name}"] for name in names if total[f"n/{name}"]}
-        gap_all = [value for part in gather(torch.cat(gaps).tolist() if gaps else []) for value in part]
+        tally.difference(groups, before)
         return Updated(
-            means=means,
+            numbers=tally.all_ranks(),
             grad_norm=sum(norms) / len(norms) if norms else 0.0,
             updates=len(norms),
             skipped=skipped,
-            mismatch_mean=sum(gap_all) / len(gap_all) if gap_all else None,
-            mismatch_max=max(gap_all, default=None),
         )
 
     def _minibatch(
@@ -158,14 +165,15 @@ class Updater:
         groups: Sequence[Group],
         scored: Scored,
         advantages: Sequence[Sequence[float]] | None,
-    ) -> tuple[list[Micro], float | None, list[Tensor]]:
+    ) -> tuple[list[Loss], float | None, dict[Member, Tensor]]:
+        """The micro-batches' losses, the gradient's norm where it was finite, log-probs of before the update."""
         batch = [groups[g] for g in members]
         totals = self._totals(batch)
         packs = pack(batch, self.budget)
         forwards = level(packs)
         if totals.sequences == 0:
-            return [], None, []
-        micros, gaps = list[Micro](), list[Tensor]()
+            return [], None, {}
+        losses, log_probs = list[Loss](), dict[Member, Tensor]()
         for number, item in enumerate(forwards):
             real = number < len(packs)
             places = [(members[g], i) for g, i in item.members] if real else []
@@ -174,7 +182,7 @@ class Updater:
                 weights = torch.tensor([advantages[g][i] for g, i in places])
             micro = self.module.training_step(
                 item,
-                Scores(_gathered(scored.old, places), _gathered(scored.reference, places)),
+                Scores(_gathered(scored.old, places), _gathered(scored.reference, places), _behaviour(groups, places)),
                 weights,
                 self.objective,
                 totals,
@@ -185,9 +193,9 @@ class Updater:
             scale = float(self.fabric.world_size) if real else 0.0  # gradients are averaged over ranks
             self.fabric.backward(micro.loss.value * scale)
             if real:
-                micros.append(micro)
-                gaps += _gap(micro, groups, places)
-        return micros, self._step(), gaps
+                losses.append(micro.loss)
+                log_probs |= zip(places, torch.split(micro.log_probs, item.lengths.tolist()), strict=True)
+        return losses, self._step(), log_probs
 
     def _step(self) -> float | None:
         """Clip and step; gradients that are not finite leave the weights as they are (None)."""
@@ -221,9 +229,7 @@ def _gathered(values: Mapping[Member, Tensor], places: Sequence[Member]) -> Tens
     return torch.cat([values[place] for place in places]) if values and places else None
 
 
-def _gap(micro: Micro, groups: Sequence[Group], places: Sequence[Member]) -> list[Tensor]:
-    """|behaviour log-prob - trainer's| of every token; none for gold answers, which nobody sampled."""
-    behaviour = [value for g, i in places for value in groups[g].rollouts[i].log_probs]
-    if not behaviour:
-        return []
-    return [(micro.log_probs.cpu() - torch.tensor(behaviour)).abs()]
+def _behaviour(groups: Sequence[Group], places: Sequence[Member]) -> Tensor | None:
+    """The engine's log-probs of every token; none for gold answers, which nobody sampled."""
+    values = [value for g, i in places for value in groups[g].rollouts[i].log_probs]
+    return torch.tensor(values) if values else None

@@ -12,6 +12,7 @@ import torch
 from tiny_run import RECIPE, Place, command, place, read, same, weights
 
 from qoqmed.alarms import alarms, count_invalid, invalid_share, refuse_invalid, refuse_not_finite
+from qoqmed.config.schema import RolloutConfig
 from qoqmed.fit import fit
 from qoqmed.types import Case, Group, Target, Verdict
 
@@ -63,10 +64,11 @@ def test_one_bad_step_does_not_stop_a_run_and_two_do() -> None:
 
 def test_what_is_told_of_a_step() -> None:
     quiet = {"updates_skipped": 0.0, "completions/clipped_ratio": 0.9}
-    assert alarms(1, quiet, 64) == [] == alarms(4, quiet | {"completions/clipped_ratio": 1.0}, 64)
-    (told,) = alarms(3, quiet | {"completions/clipped_ratio": 0.95}, 64)
+    rollout = RolloutConfig(max_new_tokens=64)
+    assert alarms(1, quiet, rollout) == [] == alarms(4, quiet | {"completions/clipped_ratio": 1.0}, rollout)
+    (told,) = alarms(3, quiet | {"completions/clipped_ratio": 0.95}, rollout)
     assert told.startswith("95% of the responses were cut off at 64 tokens") and "rollout.max_new_tokens" in told
-    (told,) = alarms(9, {"updates_skipped": 2.0}, 64)
+    (told,) = alarms(9, {"updates_skipped": 2.0}, rollout)
     assert told == "2 of the step's updates left out: the gradient was not finite"
 
 

@@ -93,6 +93,7 @@ class RolloutConfig:
     top_p: float = option(1.0, above=0.0, high=1.0)
     top_k: int = option(0, low=0)
     max_new_tokens: int = option(1024, low=1)
+    max_logp_difference: float = option(0.1, above=0.0)  # nats, mean over tokens; more of it is told
     prompts: int = option(32, low=1)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

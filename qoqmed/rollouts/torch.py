@@ -22,6 +22,8 @@ COMPACT = 0.75  # drop finished rows once this share of the grid, or less, goes 
 class TorchRollouts:
     """batch: responses that are decoded at the same time, at least one group."""
 
+    exact_log_probs = True  # the policy itself samples
+
     def __init__(self, batch: int = 512) -> None:
         self.batch = batch
 
