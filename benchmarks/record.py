@@ -20,13 +20,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions and commit."""
+    """Device, its load, versions and commit."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),  # of other work, at the start
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "lightning", "qoqmed")},
         "commit": commit.stdout.strip(),
