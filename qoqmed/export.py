@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -146,11 +147,15 @@ def _write(draft: Path, folder: RunFolder, recipe: Recipe, loaded: Loaded, chose
 
 @torch.no_grad()
 def _cast(model: Any, dtype: torch.dtype) -> None:
-    """As transformers casts when it loads: what is saved, and not the rotary frequencies, which stay float32."""
-    saved = model.state_dict().keys()
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name in saved and value.is_floating_point():
-            value.data = value.data.to(dtype)
+    """As transformers casts when it loads: parameters; saved buffers only where a model made in this dtype has them in
+    it; rotary frequencies, which are not saved, never."""
+    with torch.device("meta"):
+        twin = dict(type(model)._from_config(copy.deepcopy(model.config), dtype=dtype).named_buffers())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, value in model.named_buffers():
+        if name in model.state_dict():
+            value.data = value.data.to(twin[name].dtype)
 
 
 def questions(loaded: Loaded) -> tuple[dict[str, reload.Conversation], tuple[str, ...]]:

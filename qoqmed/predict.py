@@ -57,7 +57,7 @@ class Question:
         return self.closed.prompt(case) if case.label_space else case.text
 
     def target(self, case: Case, frame: BoxFrame) -> str:
-        raise NotImplementedError("what is right is not known")
+        return self.closed.target(case, frame)  # which refuses: what is right is not known
 
     def read(self, text: str, case: Case, frame: BoxFrame) -> Reading:
         """Free answers: the boxed one, else what follows the reasoning."""

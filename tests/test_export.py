@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,17 @@ from qoqmed.registry import make
 pytestmark = pytest.mark.usefixtures("tiny", "acme")
 
 ENCODER = '''
+import torch
 from qoqmed.encoders.ecg_conv import EcgConv
 
 
 class Pulse(EcgConv):
-    """A third party's ECG encoder."""
+    """A third party's ECG encoder, with saved buffers: one float32 by its word, one of whatever is usual."""
+
+    def __init__(self, num_tokens: int = 10):
+        super().__init__(num_tokens=num_tokens)
+        self.register_buffer("table", torch.tensor([0.1, 0.2], dtype=torch.float32))
+        self.register_buffer("usual", torch.zeros(2))
 '''
 LICENCES = ("CC BY 4.0", "CC0", None)
 
@@ -160,7 +168,9 @@ def test_bfloat16_and_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     newest = checkpoint.latest(run / "checkpoints")
     assert newest is not None and made.checkpoint == newest.name and made.largest <= 1e-6
     with safe_open(made.folder / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert kinds.pop("encoders.ecg.table") == torch.float32  # as transformers loads it
+    assert set(kinds.values()) == {torch.bfloat16}
     _, recipe = qoqmed.load(made.folder)
     assert recipe.model.dtype == "bfloat16"
 
@@ -245,10 +255,13 @@ def test_what_programs_read(run: Path, exported: Exported) -> None:
     assert str(run) not in json.dumps(found)
 
 
-def test_the_cards_code_runs(card: str, exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_cards_code_runs(
+    card: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     monkeypatch.chdir(exported.folder)
-    exec(compile(code, "README.md", "exec"), {})
+    (tmp_path / "card.py").write_text(code)
+    runpy.run_path(str(tmp_path / "card.py"))
     assert capsys.readouterr().out
 
 
@@ -357,3 +370,15 @@ def test_digests_tell_dtype_shape_and_bytes() -> None:
 
     kinds = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(6), torch.zeros(2, 3).half(), torch.ones(2, 3)]
     assert len({of(value)["x"] for value in kinds}) == 5 and of(kinds[0]) == of(torch.zeros(2, 3))
+
+
+@pytest.mark.real
+def test_real_rows_tell_their_licences(real_root: Path) -> None:
+    """Against a count of the manifest's own lines, by data set."""
+    from qoqmed.datasets.jsonl import JsonLines
+
+    mapping = {"labels": "label", "media": "files", "boxes_xywh": "bbox", "box_labels": "bbox_names"}
+    data = JsonLines("manifest.jsonl", str(real_root), mapping=mapping)
+    lines = [json.loads(line) for line in (real_root / "manifest.jsonl").read_text().splitlines()]
+    expected = Counter((line["domain"], line["dataset"], line["licence"]) for line in lines)
+    assert data.origins == expected and all(licence for _, _, licence in expected)

@@ -80,7 +80,7 @@ def in_a_clean_process(
     told = {"asked": plain, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
     (work / "asked.json").write_text(json.dumps(told), encoding="utf-8")
     save_arrays(arrays, work / "media.safetensors")
-    command = [sys.executable, "-m", "qoqmed.policy.reload", str(folder), str(work)]
+    command = [sys.executable, "-P", "-m", "qoqmed.policy.reload", str(folder), str(work)]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=offline, check=False)
     if done.returncode:

@@ -169,7 +169,10 @@ def _metrics(result: Mapping[str, Any]) -> str:
 
 
 def _limits(record: Record) -> Iterator[str]:
-    trained = {one.domain for one in record.origins if one.split == "train"}
+    asked = [stage.domains for stage in record.stages]
+    named = {name for domains in asked if not isinstance(domains, str) for name in domains}
+    seen = {one.domain for one in record.origins if one.split == "train"}
+    trained = seen if "all" in asked else seen & named
     tested = {domain for one in record.evaluations for domain in (one.greedy or one.sampled or {}).get("domains", {})}
     train = [one for one in record.origins if one.split == "train"]
     synthetic = sum(one.cases for one in train if one.synthetic)

@@ -98,7 +98,7 @@ def gather(run: RunFolder, recipe: Recipe, model: Model, chosen: Path) -> Record
     environment = json.loads(run.environment_file.read_text(encoding="utf-8")) if run.environment_file.is_file() else {}
     data, rollout = recipe.data, recipe.rollout
     return Record(
-        run=recipe.name,
+        run=run.path.resolve().name,
         checkpoint=chosen.name,
         step=step,
         best=best,
