@@ -163,6 +163,7 @@ def test_damaged_settings_are_told(exported: Exported, tmp_path: Path) -> None:
         qoqmed.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     made = qoqmed.export(run, tmp_path / "half", dtype="bfloat16", checkpoint="last")
     newest = checkpoint.latest(run / "checkpoints")
@@ -175,6 +176,7 @@ def test_bfloat16_and_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     assert recipe.model.dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(tiny: None, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     lora = {"rank": 4, "parts": ["language_model"]}
