@@ -110,8 +110,9 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     loaded.processor.frames = data.frames
     loaded.processor.resize_between(data.min_pixels, data.max_pixels)
     prompter = Prompter(loaded.policy.model, loaded.processor, tasks, root=root)
-    handle = LivePolicy(loaded.policy, loaded.tokenizer)
-    engine = registry.make("rollouts", Node(recipe.rollout.name, recipe.rollout.arguments, "rollout"))
+    handle = LivePolicy(loaded.policy, loaded.tokenizer, loaded.processor)
+    chosen = Node(recipe.rollout.name, recipe.rollout.arguments, "rollout")
+    engine = registry.make("rollouts", chosen, precision=recipe.trainer.precision)
     engine.start(handle)
     rewards = {
         key: registry.make("rewards", Node(reward.name, reward.arguments, reward.where or f"rewards.{key}"))

@@ -158,13 +158,26 @@ class Objective(Protocol):
 
 
 class PolicyHandle(Protocol):
-    """What a rollout engine may see of the policy; the methods from `whole` on serve the engine `torch`."""
+    """What a rollout engine may see of the policy; the methods from `prefill` on serve the engine `torch`."""
 
     stop_token_ids: frozenset[int]
     banned_token_ids: frozenset[int]  # never sampled, never in the softmax: media tokens, ids beyond the tokenizer
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text, without the stop token."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """(name, whole tensor), one at a time, adapters added; a collective where the policy is sharded."""
+
+    def describe(self, folder: Path) -> None:
+        """Write the model without its weights: config.json, tokenizer, processor."""
+
+    def log_probs(self, prompt: Prompt, token_ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+        """[T] float32 on the CPU, of these tokens as a response to the prompt."""
 
     def whole(self) -> AbstractContextManager[None]:
         """Inside, this process holds all weights: what it computes takes no part of other processes."""

@@ -16,7 +16,6 @@ from qoqmed.contracts import Objective
 from qoqmed.losses import Loss, TokenTable
 from qoqmed.media.torchvision_ops import repair
 from qoqmed.packing import Pack
-from qoqmed.parallel import full
 from qoqmed.policy import lora
 from qoqmed.policy.policy import ClinicalPolicy, TokenScores
 
@@ -196,6 +195,5 @@ class ClinicalPolicyModule(LightningModule):
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) of the policy, one at a time; a collective where it is sharded."""
-        for name, parameter in self.policy.named_parameters():
-            yield name, full(parameter.detach())
+        """(name, whole tensor) of the policy's model, one at a time, adapters added; a collective where sharded."""
+        return lora.plain_weights(self.policy)

@@ -26,7 +26,7 @@ FLOORS = {
         "metrics",
         "media",
     ],
-    3: ["policy", "hf", "module", "parallel", "checkpoint"],
+    3: ["policy", "hf", "module", "parallel", "checkpoint", "serving"],
 }
 PROGRAM = 4  # everything else
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qoqmed.config.schema import LoraConfig
 from qoqmed.errors import Problem, UserError
 from qoqmed.media.refusals import need
+from qoqmed.parallel import full
 
 if TYPE_CHECKING:
     from qoqmed.policy.policy import ClinicalPolicy
@@ -66,6 +67,38 @@ def off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in adapted:
             layer._disable_adapters = False
+
+
+@torch.no_grad()
+def plain_weights(policy: ClinicalPolicy) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) of the model's parameters and saved buffers, one at a time, named as without adapters.
+
+    An adapted layer's weight comes with its adapters' product added; the policy stays as it is. Names are those of
+    transformers' model in memory (`model.language_model.*`, `encoders.*`). A collective where the policy is sharded.
+    """
+    adapted = layers(policy.model)
+    for name, value in policy.model.state_dict(keep_vars=True).items():
+        if MARK in name or _twin(policy.model, name):
+            continue
+        layer, _, own = name.rpartition(".base_layer.")
+        whole = full(value.detach())
+        if layer in adapted and own == "weight":
+            whole = whole + _product(adapted[layer]).to(whole.dtype)
+        yield (f"{layer}.{own}" if layer else name), whole
+
+
+def _twin(model: nn.Module, name: str) -> bool:
+    """Whether this is the head's name of weights that the embeddings have, too."""
+    return name == "lm_head.weight" and model.lm_head.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+
+
+def _product(layer: Any) -> Tensor:
+    """What the adapters of a layer add to its weight [out, in]."""
+    deltas = []
+    for key in layer.active_adapters:
+        a, b = full(layer.lora_A[key].weight.detach()), full(layer.lora_B[key].weight.detach())
+        deltas.append(b @ a * layer.scaling[key])
+    return torch.stack(deltas).sum(0)
 
 
 @torch.no_grad()
