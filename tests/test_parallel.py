@@ -82,6 +82,18 @@ def test_two_processes_learn_what_one_does(here: Place, alone: Path, site: Path)
     assert len(traced) == 4 == len(set(traced))  # each process its own
 
 
+def test_two_processes_train_adapters_as_one_does(tiny: None, tmp_path: Path, site: Path) -> None:
+    """With LoRA, a pack without an ECG reaches no trained weight below the first layer: each rank goes all the way."""
+    pytest.importorskip("peft")
+    words = ["model.lora={rank: 2}", "stages.0.train=[encoders, projectors, language_model]"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = fit(place(tmp_path / "one", stages=STAGES, data=DATA).recipe, words).folder
+    two = place(tmp_path / "two", stages=STAGES, data=DATA)
+    finish(start(site, *TORCHRUN, "fit", two.recipe, "trainer.strategy=fsdp2", "trainer.devices=2", *words))
+    assert_close(weights(one), weights(two.run))
+
+
 def test_devices_start_processes_and_ctrl_c_saves_for_any_number_of_them(here: Place, alone: Path, site: Path) -> None:
     """`trainer.devices=2` needs no torchrun. One process goes on from what two had saved."""
     process = start(site, "qoqmed", "fit", here.recipe, "trainer.devices=2")

@@ -15,6 +15,7 @@ PROVIDED: Mapping[str, Sequence[str]] = {
     "datasets": ("root",),
     "callbacks": ("monitor", "patience"),
     "loggers": ("root_dir",),
+    "backbones": ("config",),
 }
 # Keys of the recipe that stand beside a plugin's arguments.
 BESIDE: Mapping[str, Sequence[str]] = {

@@ -93,6 +93,8 @@ class ClinicalPolicy(nn.Module):
         for modality, values in pack.series.items():
             features = model.series_features(modality, values)
             embeds = embeds.index_copy(0, pack.series_slots[modality], features.to(embeds.dtype))
+        if torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds.requires_grad_()  # all ranks run backward through all layers, whichever media their packs have
         hidden: Tensor = model.hidden(embeds, pack.positions, segments, images, pack.image_slots)
         return hidden
 
