@@ -66,7 +66,7 @@ class VllmRollouts:
         self.probe_every, self.timeout_s, self.precision = probe_every, timeout_s, precision
         self.engine: Engine | None = None
         self.probe: Prompt | None = None
-        self.syncs = 0
+        self.syncs, self.hung = 0, False
 
     def start(self, policy: PolicyHandle) -> None:
         self.policy = policy
@@ -95,7 +95,7 @@ class VllmRollouts:
 
     def close(self) -> None:
         """Free what the engine holds."""
-        if self.engine is not None:
+        if self.engine is not None and not self.hung:
             with isolated(ENVIRONMENT):
                 self.engine.close()
             self.engine = None
@@ -137,11 +137,13 @@ class VllmRollouts:
         return self._call("the generation", partial(engine.generate, requests, arguments))
 
     def _call(self, phase: str, work: Callable[[], Result]) -> Result:
-        """See `within`. An engine that failed is let go of: it cannot even be closed in good order."""
+        """See `within`. An engine that hangs can only be left alone; another waits for `close`."""
+        if self.hung:
+            raise PluginError(Problem("vLLM hangs since an earlier call", "rollout", mend="go on with --resume"))
         try:
             return within(self.timeout_s, phase, work)
-        except PluginError:
-            self.engine = None
+        except PluginError as error:
+            self.hung = isinstance(error.__cause__, TimeoutError)
             raise
 
     def _rollout(self, prompt: Prompt, seed: int, child: Any) -> Rollout:

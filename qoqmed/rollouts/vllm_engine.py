@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,9 @@ def require() -> None:
 
 
 class Engine:
-    """One `vllm.LLM`. Everything here has to run inside `isolated(ENVIRONMENT)`."""
+    """One `vllm.LLM`; a process has one at a time. Everything here has to run inside `isolated(ENVIRONMENT)`."""
 
     def __init__(self, policy: PolicyHandle, options: Options) -> None:
-        self.had_world = dist.is_initialized()
         self.cuda = torch.cuda.is_available()
         self.folder = tempfile.TemporaryDirectory(prefix="qoqmed-vllm-")
         policy.describe(Path(self.folder.name))
@@ -66,16 +66,7 @@ class Engine:
 
     def first_sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """As `sync`. Raises PluginError, naming them, where weights of the two do not match one to one."""
-        names: list[str] = []
-
-        def noted() -> Iterator[tuple[str, Tensor]]:
-            for name, value in weights:
-                names.append(name)
-                yield name, value
-
-        self.llm.apply_model(lambda model: model.blank())
-        (written,) = self.llm.apply_model(lambda model: model.sync(noted()))
-        ((unused, missing),) = self.llm.apply_model(lambda model: model.unlike(names, written))
+        ((unused, missing),) = self.llm.apply_model(lambda model: model.first_sync(weights))
         if unused or missing:
             told = [("only the policy has", unused), ("only the engine has", missing)]
             got = "; ".join(f"{what} {', '.join(rows)}" for what, rows in told if rows)
@@ -111,16 +102,12 @@ class Engine:
             self.asleep = True
 
     def close(self) -> None:
-        """Leave nothing behind that was not there."""
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
+        """Free its memory. vLLM ends torch.distributed with it, whoever began that: nothing of a run comes after."""
         with contextlib.suppress(Exception):  # boundary: an engine that has died cannot be ended in good order
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+        gc.collect()  # what is left of it would end the next engine's torch.distributed later
         self.folder.cleanup()
-        destroy_model_parallel()
-        if not self.had_world:
-            destroy_distributed_environment()
 
 
 def _llm(folder: Path, options: Options, cuda: bool) -> Any:

@@ -40,12 +40,13 @@ def limited(seconds: float, work: Callable[[], Result]) -> Result:
     results: list[Result] = []
     errors: list[BaseException] = []
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
-    grad = torch.is_grad_enabled()
+    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
 
     def run() -> None:
         try:
+            torch._C.set_num_threads(threads)  # as the other two, it is a thread's own; torch.set_num_threads is a stub
             if device is not None:
-                torch.cuda.set_device(device)  # both are a thread's own
+                torch.cuda.set_device(device)
             with torch.set_grad_enabled(grad):
                 results.append(work())
         except BaseException as error:  # boundary: whatever it is, the caller's thread has to hear of it

@@ -120,11 +120,21 @@ class Clinical(Host):
             head.quant_method.process_weights_after_loading(head)
         return written
 
-    def unlike(self, names: Iterable[str], written: set[str]) -> tuple[list[str], list[str]]:
-        """After a sync into `blank` weights -> (names of the stream without a place here, ours that it left)."""
-        places = {name: self._place(name) for name in names}
-        unused = [name for name, place in places.items() if place not in written]
-        return unused, [name for name, value in self._tensors() if bool(value.isnan().any())]
+    def first_sync(self, weights: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
+        """As `sync`, into weights that are no numbers -> (names in the stream alone, names here alone)."""
+        ours, names = dict(self._tensors()), list[str]()
+        for value in ours.values():
+            value.data.fill_(torch.nan)
+
+        def known() -> Iterable[tuple[str, Tensor]]:
+            for name, value in weights:
+                names.append(name)
+                if self._place(name) in ours:
+                    yield name, value
+
+        written = self.sync(known())
+        unused = [name for name in names if self._place(name) not in written]
+        return unused, [name for name, value in ours.items() if bool(value.isnan().any())]
 
     def _place(self, name: str) -> str:
         """Where a weight of the stream goes: three of them make one `qkv_proj`."""
@@ -133,11 +143,6 @@ class Clinical(Host):
             for part in parts:
                 place = place.replace(f".{part}.", f".{whole}.")
         return place
-
-    def blank(self) -> None:
-        """Not a number, wherever a sync should write."""
-        for _, value in self._tensors():
-            value.data.fill_(torch.nan)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         """Parameters, and what else of the encoders is saved."""
