@@ -1,6 +1,7 @@
 """Cases in loader threads: the next batch is admitted while the present one trains.
 
-Threads, not processes: decoders let go of Python's lock, and nothing is copied (measured: benchmarks/media_loading.py).
+Threads, not processes: nothing is copied, and the cache is shared. benchmarks/media_loading.py compares the two; its
+kept result is of a busy machine, on which neither was dependably faster than one thread.
 What is fed follows from the places alone, never from the number of workers or from what was begun ahead: a batch that
 was begun and is not asked for is dropped. The sampler is not touched here, so a checkpoint knows consumed steps only.
 """

@@ -1,0 +1,73 @@
+"""Whole runs on the engine `vllm`: they learn as any other, and go on exactly where they were interrupted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from tiny_run import Place, command, metrics, place, read, same, weights
+
+from qoqmed.errors import PluginError
+from qoqmed.fit import fit
+from qoqmed.rollouts.vllm_engine import Engine
+
+pytestmark = pytest.mark.usefixtures("tiny")
+OPTIONS = {"hidden": 128, "layers": 1, "heads": 4, "vision_hidden": 32, "vision_layers": 1, "vocabulary": 400}
+ROLLOUT = {
+    "name": "vllm",
+    "n": 2,
+    "max_new_tokens": 8,
+    "prompts": 4,
+    "kv_cache_mb": 64,
+    "max_model_len": 512,
+    "probe_every": 2,
+}
+
+
+def site(folder: Path, **changes: object) -> Place:
+    folder.mkdir(exist_ok=True)
+    return place(folder, model={"name": "tiny", "options": OPTIONS}, rollout=ROLLOUT, **changes)
+
+
+def test_a_run_trains_and_resumes_exactly(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the RL stage; in both runs probes compare engine and policy every other step."""
+    whole, parted = site(tmp_path / "whole"), site(tmp_path / "parted", callbacks=[{"name": "stop", "at": 4}])
+    fit(whole.recipe)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 4"):
+        fit(parted.recipe)
+    fit(parted.recipe, resume=str(parted.run))
+    assert same(weights(parted.run), weights(whole.run))
+    rows = metrics(whole.run)
+    assert metrics(parted.run) == rows
+    assert read(parted.run / "evaluations.jsonl")[-1]["greedy"] == read(whole.run / "evaluations.jsonl")[-1]["greedy"]
+    sampled = [row for row in rows if "sampling/logp_difference/max" in row]
+    assert len(sampled) == 3 and all(0 < row["sampling/logp_difference/max"] < 1e-4 for row in sampled)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_run_whose_engine_dies_is_saved_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = site(tmp_path / "whole"), site(tmp_path / "broken")
+    fit(whole.recipe)
+    generate, calls = Engine.generate, []
+
+    def die(self, *arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("the engine is dead")
+        return generate(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "generate", die)
+        with pytest.raises(PluginError, match="vLLM failed in the generation"):
+            fit(broken.recipe)
+    assert list((broken.run / "checkpoints").glob("step-*"))
+    fit(broken.recipe, resume="auto")
+    assert same(weights(broken.run), weights(whole.run))
+
+
+def test_evaluation_of_a_run_goes_through_the_engine(tmp_path: Path) -> None:
+    """The greedy figures of its last pass, again, from the saved weights."""
+    run = site(tmp_path)
+    fit(run.recipe)
+    assert command("eval", run.run, "rollout.kv_cache_mb=32", "--out", tmp_path / "again.jsonl") == 0
