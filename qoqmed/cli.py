@@ -216,6 +216,19 @@ def export(
     _show(asdict(made) | {"folder": str(made.folder)} if as_json else export_table(made))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `qoqmed export` made.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.")] = 8000,
+) -> None:
+    """Serve an exported model by vLLM's OpenAI-compatible server. Other options go to `vllm serve`."""
+    from qoqmed.serve import serve as run
+
+    run(folder, host=host, port=port, arguments=context.args)
+
+
 @app.command()
 def metrics(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.jsonl", help="One prediction a line.")],
