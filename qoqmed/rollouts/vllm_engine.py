@@ -55,9 +55,10 @@ class Engine:
 
     def __init__(self, policy: PolicyHandle, options: Options) -> None:
         self.cuda = torch.cuda.is_available()
-        self.folder = tempfile.TemporaryDirectory(prefix="qoqmed-vllm-")
-        policy.describe(Path(self.folder.name))
-        self.llm = _llm(Path(self.folder.name), options, self.cuda)
+        self.eager = not self.cuda if options.enforce_eager is None else options.enforce_eager
+        with tempfile.TemporaryDirectory(prefix="qoqmed-vllm-") as name:
+            policy.describe(Path(name))
+            self.llm = _llm(Path(name), options, self.cuda, self.eager)
         self.window = int(self.llm.model_config.max_model_len)
         self.sleeps = options.sleep and self.cuda
         self.asleep = False
@@ -93,7 +94,8 @@ class Engine:
         from vllm import SamplingParams
 
         params = [SamplingParams(**arguments) for arguments in settings]
-        return list(self.llm.generate([dict(request) for request in requests], params, use_tqdm=False))
+        with torch.compiler.set_stance("force_eager" if self.eager else "default"):  # its sampler compiles besides
+            return list(self.llm.generate([dict(request) for request in requests], params, use_tqdm=False))
 
     def sleep(self) -> None:
         """Free the GPU's memory where it is to be: the weights come again with the next `sync`."""
@@ -107,15 +109,13 @@ class Engine:
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()  # what is left of it would end the next engine's torch.distributed later
-        self.folder.cleanup()
 
 
-def _llm(folder: Path, options: Options, cuda: bool) -> Any:
+def _llm(folder: Path, options: Options, cuda: bool, eager: bool) -> Any:
     """`vllm.LLM` with weights that mean nothing yet."""
     from vllm import LLM
 
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
-    eager = not cuda if options.enforce_eager is None else options.enforce_eager
     memory: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory, "enable_sleep_mode": options.sleep}
     if not cuda:
         memory = {"kv_cache_memory_bytes": options.kv_cache_mb * 2**20, "block_size": 32}
