@@ -73,7 +73,7 @@ Outcome = tuple[Case, Prompt] | DataError  # of one drawn case
 def _fitted(case: Case, prompt: Prompt) -> Case:
     """The mask at the size of its picture. Raises MediaError where their shapes differ."""
     mask = case.target.mask
-    geometry = None if mask is None else prompt.geometries[mask.medium]
+    geometry = None if mask is None else dict(enumerate(prompt.geometries)).get(mask.medium)
     if mask is None or mask.array is None or geometry is None:
         return case
     with of_row(case.id):

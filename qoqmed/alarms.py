@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from qoqmed.config.schema import RolloutConfig
 from qoqmed.errors import PluginError, Problem, UserError
 from qoqmed.parallel import gather
@@ -70,8 +72,17 @@ def refuse_invalid(found: Invalid, window: Sequence[tuple[int, int]], limit: flo
     return [PluginError(Problem(what, "rewards", told, expected, f"{mend}; or raise trainer.max_invalid"))]
 
 
-def alarms(step: int, metrics: Mapping[str, float], rollout: RolloutConfig, drifting: bool = False) -> list[str]:
-    """What the user should see at once of a step. step: from 1 in its stage. drifting: `drifts` of the step before."""
+def alarms(
+    step: int,
+    metrics: Mapping[str, float],
+    rollout: RolloutConfig,
+    drifting: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:
+    """What the user should see at once of a step. step: from 1 in its stage. drifting: `drifts` of the step before.
+
+    dtype: of the weights that train.
+    """
     out, skipped, longest = list[str](), metrics["updates_skipped"], rollout.max_new_tokens
     share = metrics.get("completions/clipped_ratio", 0.0)
     if skipped:
@@ -79,6 +90,10 @@ def alarms(step: int, metrics: Mapping[str, float], rollout: RolloutConfig, drif
     if step <= FIRST and share > CUT:
         mend = "raise rollout.max_new_tokens, or let an earlier stage teach the policy to end its answers"
         out.append(f"{share:.0%} of the responses were cut off at {longest} tokens, before their answer: {mend}")
+    if step == 1 and dtype != torch.float32:
+        mend = "model.dtype=float32 with trainer.precision=bf16 keeps them whole and computes in bfloat16"
+        held = str(dtype).removeprefix("torch.")
+        out.append(f"the weights that train are held in {held}: updates below 1/256 of a weight are lost. {mend}")
     if drifts(metrics, rollout) and not drifting:
         out.append(_drift(metrics, rollout))
     return out

@@ -124,5 +124,6 @@ def decode(
                 array = np.asarray(medium.array)
             else:
                 array = processor.readers[medium.modality].load(resolve(*place), medium.options)
-        loaded.append(Medium(medium.modality, array=array))
+        frames = {"frames": len(array)} if medium.modality in ("volume", "video") else {}  # all of them are shown
+        loaded.append(Medium(medium.modality, array=array, options=frames))
     return tuple(loaded), pictures

@@ -232,6 +232,14 @@ class Backbone(Protocol):
     lm_head: torch.nn.Linear
     encoders: torch.nn.ModuleDict
     projectors: torch.nn.ModuleDict
+    patch: int  # side of a vision patch, in pixels
+    merge: int  # patches along a side of one vision token
+
+    def add_encoders(self, encoders: Mapping[str, torch.nn.Module], specs: Mapping[str, Mapping[str, Any]]) -> None: ...
+
+    @classmethod
+    def tiny_config(cls, size: Any, token_ids: Mapping[str, int], vocabulary: int) -> Any:
+        """Of `model: {name: tiny}` with this backbone."""
 
     def geometry(self, width: int, height: int, min_pixels: int, max_pixels: int) -> Geometry: ...
 

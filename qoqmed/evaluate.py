@@ -42,17 +42,20 @@ def evaluate(
     sampling = Sampling(1, max_new_tokens=rollout.max_new_tokens)
     config = recipe.evaluation
     skipped: set[str] = set()
-    result, made = evaluate_split(
-        actor,
-        found[chosen],
-        config,
-        sampling,
-        split=chosen,
-        when="eval",
-        global_step=0,
-        seed=recipe.seed,
-        skip=lambda error: skipped.update(str(problem) for problem in error.problems),
-    )
+    try:
+        result, made = evaluate_split(
+            actor,
+            found[chosen],
+            config,
+            sampling,
+            split=chosen,
+            when="eval",
+            global_step=0,
+            seed=recipe.seed,
+            skip=lambda error: skipped.update(str(problem) for problem in error.problems),
+        )
+    finally:
+        actor.engine.close()
     if skipped:
         warnings.warn("\n".join([f"{len(skipped)} cases were left out (data.on_error: skip)", *sorted(skipped)]))
     if predictions is not None:

@@ -84,9 +84,11 @@ def generate(
     skip: Callable[[DataError], object],
 ) -> list[Group]:
     """One judged rollout a case, in order."""
+    if actor.on_error == "stop":
+        errors = [error for part in gather(list(admitted.refused)) for error in part]
+        if errors:  # of any rank: the others would wait for this one for ever
+            raise type(errors[0])([problem for error in errors for problem in error.problems])
     for error in admitted.refused:
-        if actor.on_error == "stop":
-            raise error
         skip(error)
     step = actor.at(admitted, sampling, seed, "evaluation", split)
     rollouts = step.generate(admitted.cases, admitted.prompts)

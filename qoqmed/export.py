@@ -76,8 +76,8 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None, checkp
     with _draft(target) as draft:
         loaded, chosen = _load(folder, recipe, last=checkpoint == "last")
         asked, left_out = questions(loaded)
-        before = reload.logits(loaded.policy.model, loaded.processor, asked)
         adapted = bool(lora.layers(loaded.policy.model))
+        before = reload.logits(loaded.policy.model, loaded.processor, asked) if adapted else {}
         lora.merge(loaded.policy.model)
         model = loaded.policy.model
         if dtype is not None:

@@ -157,7 +157,8 @@ class Loop:
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
         step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
         self.state.not_finite = self.state.not_finite + 1 if updated.skipped else 0
-        self.alarms = alarms(self.state.step, numbers, self.recipe.rollout, self.state.drifting)
+        dtype = self.module.trained_dtype
+        self.alarms = alarms(self.state.step, numbers, self.recipe.rollout, self.state.drifting, dtype)
         self.state.drifting = drifts(numbers, self.recipe.rollout)
         for alarm in self.alarms:
             self.run.warn(f"step {self.global_step}: {alarm}")

@@ -88,7 +88,7 @@ def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None
 
 
 class ClinicalPolicyModule(LightningModule):
-    """temperature: of sampling and training alike; max_length: tokens, the constant of Dr. GRPO."""
+    """Hosts the policy, and the reference where a stage needs one."""
 
     def __init__(self, policy: ClinicalPolicy) -> None:
         super().__init__()
@@ -193,6 +193,11 @@ class ClinicalPolicyModule(LightningModule):
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Parameters that train, by name."""
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Of the first parameter that trains."""
+        return next(iter(self.trained().values())).dtype
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor) of the policy's model, one at a time, adapters added; a collective where sharded."""

@@ -106,7 +106,10 @@ def predict(
     rollout = recipe.rollout
     longest = max_new_tokens or rollout.max_new_tokens
     sampling = Sampling(1, temperature, rollout.top_p, rollout.top_k, longest)
-    made, reading = _ask(actor, case, sampling, seed)
+    try:
+        made, reading = _ask(actor, case, sampling, seed)
+    finally:
+        actor.engine.close()
     predicted = Predicted(case, tuple(medium.path or "array" for medium in shown), made, reading, pictures)
     if picture is not None:
         boxes = {at: [box for box in reading.boxes if box.medium == at] for at in pictures}

@@ -340,6 +340,36 @@ def test_paths_and_arrays_are_the_same(found: tuple[Any, Any], kind: str, tmp_pa
     assert torch.equal(by_pil["pixel_values"], by_array["pixel_values"])
 
 
+def test_a_pil_image_that_needs_rules_is_refused(found: tuple[Any, Any]) -> None:
+    """16 bits and transparency are read by the rules of media, from a path."""
+    for mode in ("I;16", "RGBA", "P"):
+        with pytest.raises(UserError, match=f"a PIL image of mode {mode}"):
+            found[1].apply_chat_template(
+                [{"role": "user", "content": [{"type": "image", "image": Image.new(mode, (64, 64))}]}]
+            )
+
+
+def test_unknown_inputs_are_not_swallowed(found: tuple[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="videos"):
+        found[1]("x", videos=[1])
+    with pytest.raises(ValueError, match="one text at a time, got 2"):
+        found[1](["x", "y"])
+    with pytest.raises(ValueError, match="'image' has no 'image'"):
+        found[1].apply_chat_template([{"role": "user", "content": [{"type": "image", "url": "x"}]}])
+
+
+def test_an_encoder_that_breaks_its_word_is_named(loaded: Loaded) -> None:
+    model = copy.deepcopy(loaded.policy.model)
+    start = type(model.encoders["ecg"]).forward
+    for broken in (
+        lambda self, x: tuple(torch.cat([part, part[:, :1]], 1) for part in start(self, x)),  # one more feature
+        lambda self, x: (start(self, x)[0], torch.zeros(len(x), 3, dtype=torch.bool)),  # none of them real
+    ):
+        model.encoders["ecg"].forward = broken.__get__(model.encoders["ecg"])
+        with pytest.raises(PluginError, match="encoder of 'ecg' gives other features"):
+            model.series_features("ecg", torch.zeros(2, 12, 200))
+
+
 def test_a_volume_and_a_video_are_their_frames(found: tuple[Any, Any], kind: str) -> None:
     _, processor = found
     slices = np.stack([picture(i, SIDE[kind]) for i in range(9)])
@@ -397,3 +427,5 @@ def test_a_recipe_starts_from_an_exported_model(loaded: Loaded, folder: Path) ->
         load_path(folder, {"holter": Node("ecg_conv")}, seed=5)
     with pytest.raises(UserError, match=r"encoders.ecg.*already has another encoder"):
         load_path(folder, {"ecg": Node("ecg_conv", {"width": 9})}, seed=5)
+    with pytest.raises(UserError, match=r"encoders.ecg.*already has another encoder"):
+        load_path(folder, {"ecg": Node("ecg_conv", {"weights": "other.safetensors"})}, seed=5)

@@ -110,6 +110,37 @@ def test_a_chat_template_in_tokenizer_config_is_read(copied: Path) -> None:
     assert text.endswith("<|im_start|>doctor\n")
 
 
+def test_a_chat_template_in_a_json_file_is_read(copied: Path) -> None:
+    """As processors of transformers 4 wrote it."""
+    (copied / "chat_template.jinja").unlink()
+    content = {"chat_template": TEMPLATE.replace("assistant", "doctor")}
+    (copied / "chat_template.json").write_text(json.dumps(content))
+    assert load(copied).processor.chat_template == content["chat_template"]
+
+
+def test_a_folder_without_a_chat_template_is_refused(copied: Path) -> None:
+    (copied / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"model.path(.|\n)*no chat template"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "qwen2_5_vl", "text_config": 3}'),
+        ("config.json", '{"model_type": "qoqmed_qwen2_5_vl", "encoders": {"ecg": {"name": "ecg_conv"}}}'),
+        ("tokenizer.json", "{}"),
+        ("preprocessor_config.json", "[1]"),
+    ],
+)
+def test_damaged_files_are_one_message(file: str, content: str, copied: Path) -> None:
+    (copied / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        load(copied)
+    assert caught.value.problems[0].where and len(caught.value.problems) == 1
+
+
 def test_gradient_checkpointing_is_turned_on_where_asked_for(folder: Path) -> None:
     assert not load(folder).policy.model.is_gradient_checkpointing
     assert load(folder, gradient_checkpointing=True).policy.model.is_gradient_checkpointing
@@ -122,11 +153,11 @@ def test_attention_is_that_of_packs_in_the_language_model_alone(folder: Path) ->
 
 
 def test_a_policy_in_bfloat16_reads_pictures_and_ecg(folder: Path) -> None:
-    """The encoder stays in float32. Log-probs lie near those in float32."""
+    """All of it, the added encoder too. Log-probs lie near those in float32."""
     half, full = load(folder, dtype="bfloat16"), load(folder)
     assert {value.dtype for value in weights(half).values()} == {torch.bfloat16}
     assert half.policy.model.projectors["ecg"].weight.dtype == torch.bfloat16
-    assert {value.dtype for value in half.policy.model.encoders.parameters()} == {torch.float32}
+    assert {value.dtype for value in half.policy.model.parameters()} == {torch.bfloat16}
     item, prompt = pack_of(half, *MEDIA), prompt_of(half, *MEDIA)
     with torch.no_grad():
         found, expected = half.policy(item).log_probs, full.policy(item).log_probs

@@ -37,7 +37,9 @@ def encoder_spec(node: Node, encoder: Any, token_id: int) -> dict[str, Any]:
     info = registry.find("encoders", node.name, node.where)
     bound = inspect.signature(type(encoder)).bind(**node.arguments)
     bound.apply_defaults()
-    arguments = {key: _plain(value) for key, value in bound.arguments.items() if key != WEIGHTS}
+    rest = {p.name for p in bound.signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD}
+    given = {**{k: v for k, v in bound.arguments.items() if k not in rest}, **bound.kwargs}
+    arguments = {key: _plain(value) for key, value in given.items() if key != WEIGHTS}
     return {
         "name": node.name,
         "arguments": arguments,
@@ -111,14 +113,21 @@ class Clinical(Host):
         earlier = dict(self.projectors.items())
         kept = {modality: encoder for modality, encoder in self.encoders.items() if modality not in encoders}
         self._host({**kept, **encoders})
-        self.projectors.to(self.dtype).update({modality: earlier[modality] for modality in kept})
+        for module in (*encoders.values(), *self.projectors.values()):  # one dtype: FSDP and a saved model have no more
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(self.dtype)
+        self.projectors.update({modality: earlier[modality] for modality in kept})
         self.config.encoders = {**(self.config.encoders or {}), **{m: dict(spec) for m, spec in specs.items()}}
 
     def series_features(self, modality: str, values: Tensor) -> Tensor:
         """Prepared items [B, ...] -> projected features [B * num_tokens, hidden]."""
         encoder, projector = self.encoders[modality], self.projectors[modality]
         first = next(encoder.parameters(), values)
-        features, _ = encoder(values.to(first.device, first.dtype))  # [B, N, D]
+        features, real = encoder(values.to(first.device, first.dtype))  # [B, N, D], [B, N]
+        if features.shape[1] != encoder.num_tokens or not bool(real.all()):
+            got = f"{features.shape[1]} a series, {int((~real).sum())} of them not real"
+            what = f"the encoder of {modality!r} gives other features than it announces"
+            raise PluginError(Problem(what, f"encoders.{modality}", got, f"num_tokens: {encoder.num_tokens}, all real"))
         return projector(features.to(projector.weight.dtype)).flatten(0, 1)  # type: ignore[no-any-return]
 
     @contextmanager
@@ -163,7 +172,8 @@ class Clinical(Host):
         """Missing encoders start as their own constructors make them, not as transformers would; projectors are linear
         layers like any other. What a checkpoint has given is left alone."""
         for modality, encoder in cast(Mapping[str, nn.Module], getattr(self, "encoders", {})).items():
-            _fill(encoder, make_encoder(modality, self.config.encoders[modality]))
+            if not _whole(encoder):
+                _fill(encoder, make_encoder(modality, self.config.encoders[modality]))
         super().initialize_weights()
 
 
@@ -172,6 +182,11 @@ def _repeat(values: Tensor, tokens: Tensor, times: int) -> Tensor:
     per_item = int(tokens.sum()) // len(values)
     rows = torch.split(values, (tokens // per_item).tolist())
     return torch.cat([row for row in rows for _ in range(times)])
+
+
+def _whole(encoder: nn.Module) -> bool:
+    """Whether a checkpoint gave all of it."""
+    return all(getattr(value, "_is_hf_initialized", False) for value in chain(encoder.parameters(), encoder.buffers()))
 
 
 def _fill(encoder: nn.Module, fresh: nn.Module) -> None:
@@ -199,7 +214,7 @@ def check_encoders(wanted: Mapping[str, Node], specs: Mapping[str, Spec]) -> Non
             mend=f"leave encoders.{modality} out of the recipe: the model brings its own",
         )
         for modality, node in wanted.items()
-        if modality in specs and not _same(node, specs[modality])
+        if modality in specs and (node.arguments.get(WEIGHTS) is not None or not _same(node, specs[modality]))
     ]
     if problems:
         raise UserError(problems)

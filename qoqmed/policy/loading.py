@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from qoqmed import registry
 from qoqmed.config.schema import Node
@@ -100,6 +99,8 @@ def load_path(
         if report["missing_keys"]:  # transformers only logs that it made them up
             raise ValueError(f"it lacks the weights {', '.join(sorted(report['missing_keys']))}")
         processor = ClinicalProcessor.from_pretrained(path)
+        if processor.chat_template is None:
+            raise ValueError("it has no chat template (chat_template.jinja, or in tokenizer_config.json)")
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     check_encoders(encoders, model.config.encoders or {})
@@ -122,14 +123,19 @@ def _model_type(path: Path) -> str:
         expected = "a folder with config.json, safetensors and a tokenizer"
         raise UserError(Problem("no checkpoint here", where="model.path", got=str(path), expected=expected))
     with _reading(path):
-        return str(json.loads(file.read_text(encoding="utf-8")).get("model_type")).removeprefix(PREFIX)
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no object")
+        return str(config.get("model_type")).removeprefix(PREFIX)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:  # boundary: by these transformers says what is wrong
+    except UserError:
+        raise
+    except Exception as error:  # boundary: transformers reads files of others, and fails in many ways
         what = f"the checkpoint cannot be read: {' '.join(str(error).split())[:300]}"
         raise UserError(Problem(what, where="model.path", got=str(path))) from error
 
@@ -158,6 +164,12 @@ def _make(encoders: Mapping[str, Node], seed: int) -> dict[str, Any]:
         )
         for key, encoder in made.items()
         if encoder.modality != key
+    ]
+    what = "this is no placeholder of an encoder"
+    problems += [
+        Problem(what, f"encoders.{key}", f"{encoders[key].name}: {encoder.placeholder}", f"<|{key}_pad|>")
+        for key, encoder in made.items()
+        if encoder.placeholder != f"<|{key}_pad|>"
     ]
     if problems:
         raise UserError(problems)

@@ -6,6 +6,7 @@ their frames, one picture each. The images are resized by transformers' PIL proc
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,9 +73,7 @@ class ClinicalProcessor(ProcessorMixin):
         images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
         own, _ = cls.get_processor_dict(path, local_files_only=True) if _has_own(Path(path)) else ({}, {})
         known = {key: own[key] for key in ("encoders", "frames") if key in own}
-        template = Path(path) / "chat_template.jinja"
-        text = template.read_text(encoding="utf-8") if template.is_file() else None
-        return cls(images, tokenizer, chat_template=text, **known)
+        return cls(images, tokenizer, chat_template=_template(Path(path)), **known)
 
     def _placeholders(self) -> list[str]:
         return [str(spec["placeholder"]) for spec in self.encoders.values()]
@@ -169,7 +168,7 @@ class ClinicalProcessor(ProcessorMixin):
         tokenize: bool = True,
         return_dict: bool = True,
         return_tensors: str = "pt",
-        **kwargs: Any,
+        padding: bool = True,
     ) -> Any:
         """One conversation or a list of them, media loaded from paths or given as arrays -> inputs of the model.
 
@@ -188,10 +187,14 @@ class ClinicalProcessor(ProcessorMixin):
         text: str | Sequence[str],
         images: Sequence[Any] | None = None,
         series: Mapping[str, Sequence[Any]] | None = None,
-        **kwargs: Any,
+        return_tensors: str = "pt",
+        padding: bool = True,
     ) -> BatchFeature:
         """One text with a placeholder per medium, its pictures and, by modality, its series (arrays or paths)."""
-        (only,) = [text] if isinstance(text, str) else text
+        texts = [text] if isinstance(text, str) else list(text)
+        if len(texts) != 1:
+            raise ValueError(f"one text at a time, got {len(texts)}; apply_chat_template takes several conversations")
+        (only,) = texts
         pixels = [self._opened("image", image)[0] for image in images or ()]
         given = {m: [self._opened(m, item)[0] for item in items] for m, items in (series or {}).items()}
         stacked = {modality: torch.stack(items) for modality, items in given.items() if items}
@@ -216,6 +219,8 @@ class ClinicalProcessor(ProcessorMixin):
             if kind == "text":
                 content.append(dict(item))
                 continue
+            if kind not in item:
+                raise ValueError(f"content of type {kind!r} has no {kind!r}: it holds {', '.join(item)}")
             options = {key: value for key, value in item.items() if key not in ("type", kind)}
             name = "image" if kind in SPATIAL else kind
             content += [{"type": name, name: part} for part in self._opened(kind, item[kind], options)]
@@ -231,7 +236,11 @@ class ClinicalProcessor(ProcessorMixin):
                 root = Path()
                 medium = Medium(kind, path=str(given))
         else:
-            medium = Medium(kind, array=np.asarray(given.convert("RGB") if hasattr(given, "convert") else given))
+            mode = getattr(given, "mode", "RGB")  # of a PIL image
+            if mode not in ("RGB", "L"):
+                mend = "give its path, for it to be read by the rules of docs/media.md, or a uint8 array [H, W, 3]"
+                raise refused(f"a PIL image of mode {mode}", "image", "RGB or L", mend)
+            medium = Medium(kind, array=np.asarray(given.convert("RGB") if mode == "L" else given))
         return self.pictures(medium, root) if kind in SPATIAL else [self.prepare(medium, root)]
 
     def _batch(self, rows: Sequence[Encoded]) -> BatchFeature:
@@ -255,6 +264,15 @@ class ClinicalProcessor(ProcessorMixin):
     @property
     def image_token_id(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template of a file of its own, of today's kind or the one before; None: the tokenizer's holds."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return str(json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"])
+    return None
 
 
 def _has_own(path: Path) -> bool:
