@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ ROLLOUT = {
 
 def site(folder: Path, **changes: object) -> Place:
     folder.mkdir(exist_ok=True)
-    return place(folder, model={"name": "tiny", "options": OPTIONS}, rollout=ROLLOUT, **changes)
+    return place(folder, **{"model": {"name": "tiny", "options": OPTIONS}, "rollout": ROLLOUT, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,16 @@ def test_a_saved_run_answers_by_the_engine_as_in_its_last_pass(whole: Place, tmp
     again = tmp_path / "again.jsonl"
     assert command("eval", whole.run, "--split", "valid", "--predictions", again) == 0
     assert again.read_text() == (whole.run / "predictions-valid.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_have_an_engine_each(tmp_path: Path) -> None:
+    """Sharded over two ranks (FSDP2, gloo): every sync gathers the weights, and every one is probed."""
+    rollout = ROLLOUT | {"probe_every": 1}
+    stage = {"name": "rl", "objective": "policy_gradient", "advantage": "grpo", "optimizer": {"lr": 1.0e-3}, "steps": 2}
+    run = site(tmp_path, rollout=rollout, stages=[stage], rewards={"format": {"weight": 1.0}})
+    words = [sys.executable, "-m", "qoqmed", "fit", str(run.recipe), "trainer.devices=2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [row for row in metrics(run.run) if "loss" in row]
+    assert len(rows) == 2 and all(row["sampling/logp_difference/max"] < 1e-4 for row in rows)
