@@ -70,8 +70,10 @@ class ClinicalQwen3VL(Clinical, Pictures, Qwen3VLForConditionalGeneration):
     def tiny_config(cls, size: tiny.TinySize, token_ids: Mapping[str, int], vocabulary: int) -> Any:
         """The config of `model: {name: tiny, backbone: qwen3_vl}`."""
         own = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+        text = tiny.text_config(size, token_ids, vocabulary) | {"head_dim": size.hidden // size.heads}
+        text["rope_parameters"]["mrope_interleaved"] = True
         return cls.config_class(
-            text_config=tiny.text_config(size, token_ids, vocabulary) | {"head_dim": size.hidden // size.heads},
+            text_config=text,
             vision_config=tiny.vision_config(size) | own,
             **tiny.special_ids(token_ids),
         )
