@@ -90,6 +90,9 @@ def alarms(
     if step <= FIRST and share > CUT:
         mend = "raise rollout.max_new_tokens, or let an earlier stage teach the policy to end its answers"
         out.append(f"{share:.0%} of the responses were cut off at {longest} tokens, before their answer: {mend}")
+    if metrics.get("grad_norm") == 0 and "reward" not in metrics:
+        what = "no case of this step reaches a part that trains"
+        out.append(f"the gradient is 0: {what} (data.modalities, stages.N.train)")
     if step == 1 and dtype != torch.float32:
         mend = "model.dtype=float32 with trainer.precision=bf16 keeps them whole and computes in bfloat16"
         held = str(dtype).removeprefix("torch.")

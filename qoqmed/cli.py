@@ -48,6 +48,7 @@ Deep = Annotated[bool, typer.Option("--deep", help="Import the plugins that it n
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. `--debug` counts wherever it stands."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', too: our own progress is enough
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch: threads that spin for long starve a shared CPU
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qoqmed.checkpoint.files import fsync
+from qoqmed.checkpoint.files import fsync, open_to_umask
 from qoqmed.encoders.ecg_jepa import EcgJepa
 from qoqmed.encoders.weights import differences
 from qoqmed.errors import Problem, UserError
@@ -128,6 +128,7 @@ def _write(tensors: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> N
     try:
         save_file(tensors, temporary, metadata)
         fsync(temporary)
+        open_to_umask(temporary)
         temporary.replace(out)
         fsync(out.parent)
     finally:

@@ -31,6 +31,8 @@ def evaluate(
 
     predictions: a file to write the predictions to. Returns {"overall", "domains", "datasets"}.
     """
+    if predictions is not None:
+        _check_new(Path(predictions))
     actor, recipe = load(target, overrides)
     actor.handle.policy.eval()
     found = splits(recipe)
@@ -61,6 +63,15 @@ def evaluate(
     if predictions is not None:
         write_predictions(predictions, made)
     return dict(result.greedy or result.sampled or {})
+
+
+def _check_new(path: Path) -> None:
+    """Raises UserError where a file cannot be made at `path` without taking another one's place."""
+    if path.exists():
+        mend = "name another file, or remove this one first"
+        raise UserError(Problem("nothing is overwritten", "--predictions", str(path), "a file that is not there", mend))
+    if not path.absolute().parent.is_dir():
+        raise UserError(Problem("there is no such folder", "--predictions", str(path.parent), mend="make it first"))
 
 
 def metrics(path: str | Path, metric: str = "clinical") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from qoqmed.build import build_actor
+from qoqmed.checkpoint.files import open_to_umask
 from qoqmed.config.schema import Recipe
 from qoqmed.errors import Problem, RunError
 from qoqmed.policy import lora, reload
@@ -113,6 +114,8 @@ def _load(folder: RunFolder, recipe: Recipe, last: bool) -> tuple[Loaded, Path]:
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
     """A folder beside `target` that gets its name when the block ends well, and is removed when it does not."""
+    if any(part.endswith(":") for part in target.parts):
+        raise RunError(Problem("a URL is no folder: nothing is uploaded", "DIR", str(target)))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         what, mend = "the folder to export to is in use, and nothing is overwritten", "name a new folder"
         raise RunError(Problem(what, str(target), "it is not empty", "a folder that is not there yet", mend))
@@ -121,6 +124,7 @@ def _draft(target: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
+        open_to_umask(draft)
         draft.replace(target)  # an empty folder gives way
     finally:
         shutil.rmtree(draft, ignore_errors=True)

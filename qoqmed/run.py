@@ -56,6 +56,9 @@ class RunFolder:
     @classmethod
     def create(cls, out: Path, recipe: Recipe, command: Sequence[str]) -> RunFolder:
         """A new locked folder: `out`, or the next free of `out-2`, `out-3`, ... Nothing is ever overwritten."""
+        if out.exists() and not out.is_dir():
+            what, mend = "there is a file where the run's folder would be", "set trainer.out to a folder"
+            raise RunError(Problem(what, "trainer.out", str(out), mend=mend))
         for path in _names(out):
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)

@@ -52,7 +52,8 @@ def shown(content, width=160):
 
 def loop(tmp_path=Path("run"), **fields):
     known = {"is_global_zero": True, "evaluations": [], "stage": SimpleNamespace(name="drpo"), "should_stop": False}
-    return SimpleNamespace(**{**known, "alarms": [], "run": SimpleNamespace(path=tmp_path), "global_step": 0, **fields})
+    run = SimpleNamespace(path=tmp_path, checkpoints=tmp_path / "checkpoints")
+    return SimpleNamespace(**{**known, "alarms": [], "run": run, "global_step": 0, **fields})
 
 
 def call(callback, hook, trainer, **arguments):

@@ -354,8 +354,10 @@ def test_unknown_inputs_are_not_swallowed(found: tuple[Any, Any]) -> None:
         found[1]("x", videos=[1])
     with pytest.raises(ValueError, match="one text at a time, got 2"):
         found[1](["x", "y"])
-    with pytest.raises(ValueError, match="'image' has no 'image'"):
-        found[1].apply_chat_template([{"role": "user", "content": [{"type": "image", "url": "x"}]}])
+    with pytest.raises(ValueError, match="'image' has no 'image' and no path"):
+        found[1].apply_chat_template([{"role": "user", "content": [{"type": "image", "pixels": "x"}]}])
+    with pytest.raises(UserError, match="URL"):
+        found[1].apply_chat_template([{"role": "user", "content": [{"type": "image", "url": "https://a.b/c.png"}]}])
 
 
 def test_an_encoder_that_breaks_its_word_is_named(loaded: Loaded) -> None:

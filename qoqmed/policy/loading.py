@@ -64,7 +64,12 @@ def _size(options: Mapping[str, Any]) -> tiny.TinySize:
     ]
     if problems:
         raise UserError(problems)
-    return tiny.TinySize(**options)
+    size = tiny.TinySize(**options)
+    if size.heads % 2 or size.hidden % (8 * size.heads) or size.vision_hidden % 8:
+        got = f"hidden {size.hidden}, heads {size.heads}, vision_hidden {size.vision_hidden}"
+        expected = "heads even, hidden a multiple of 8 x heads, vision_hidden a multiple of 8"
+        raise UserError(Problem("sizes that do not fit together", "model.options", got, expected))
+    return size
 
 
 def load_path(

@@ -219,11 +219,12 @@ class ClinicalProcessor(ProcessorMixin):
             if kind == "text":
                 content.append(dict(item))
                 continue
-            if kind not in item:
-                raise ValueError(f"content of type {kind!r} has no {kind!r}: it holds {', '.join(item)}")
-            options = {key: value for key, value in item.items() if key not in ("type", kind)}
+            source = next((key for key in (kind, "path", "url") if key in item), None)
+            if source is None:
+                raise ValueError(f"content of type {kind!r} has no {kind!r} and no path: it holds {', '.join(item)}")
+            options = {key: value for key, value in item.items() if key not in ("type", source)}
             name = "image" if kind in SPATIAL else kind
-            content += [{"type": name, name: part} for part in self._opened(kind, item[kind], options)]
+            content += [{"type": name, name: part} for part in self._opened(kind, item[source], options)]
         return {**message, "content": content}
 
     def _opened(self, kind: str, given: Any, options: Mapping[str, Any] | None = None) -> list[Any]:
