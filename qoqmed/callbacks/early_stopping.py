@@ -34,6 +34,7 @@ class EarlyStopping(Callback):
             self._stage, self._best, self._waited = trainer.stage.name, None, 0
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Count the passes over `valid` without a better value; end the stage at `patience` of them."""
         newest = trainer.evaluations[-1]
         if newest.split != "valid":
             return

@@ -47,6 +47,7 @@ class Progress(Callback):
             atexit.register(self._live.stop)  # a hidden cursor must not outlive a loop that was interrupted
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: StepReport, batch: Any, batch_idx: int) -> None:
+        """The step's alarms, and its line where one is due."""
         if not trainer.is_global_zero:
             return
         now = time.monotonic()

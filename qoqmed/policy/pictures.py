@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from qoqmed.geometry import Geometry, fit
-from qoqmed.policy.attention import NAME
+from qoqmed.policy.attention import NAME, Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as Host
@@ -26,7 +26,7 @@ class ImageFeatures:
 
 
 class Pictures(Host):
-    """Mixin of a backbone."""
+    """Mixin of a backbone, which adds `row_options(embeds, images, slots)`: what its language model wants besides."""
 
     image_tokens: ClassVar[tuple[str, str, str]] = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
     media_tokens: ClassVar[tuple[str, ...]] = (
@@ -65,3 +65,21 @@ class Pictures(Host):
         base: Any = self.model
         positions, _ = base.get_rope_index(token_ids[None], is_image.int()[None], image_grid_thw=grids)
         return positions[:, 0]  # type: ignore[no-any-return]
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        segments: Segments,
+        images: ImageFeatures | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """embeds [S, D], positions [3, S] of one row -> last hidden states [S, D]. slots [n]: where `images` went."""
+        out = self.language_part(
+            inputs_embeds=embeds[None],
+            position_ids=positions[:, None],
+            use_cache=False,
+            segments=segments,
+            **self.row_options(embeds, images, slots),
+        )
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]

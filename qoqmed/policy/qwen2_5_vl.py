@@ -13,7 +13,6 @@ from qoqmed.boxes import AbsoluteFrame
 from qoqmed.errors import Problem, UserError
 from qoqmed.geometry import Geometry
 from qoqmed.policy import tiny
-from qoqmed.policy.attention import Segments
 from qoqmed.policy.clinical import Clinical, with_series
 from qoqmed.policy.pictures import ImageFeatures, Pictures
 
@@ -56,23 +55,9 @@ class ClinicalQwen2_5_VL(Clinical, Pictures, Qwen2_5_VLForConditionalGeneration)
         features = self.get_image_features(pixel_values, grids, return_dict=True).pooler_output
         return ImageFeatures(torch.cat(tuple(features)))
 
-    def hidden(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        segments: Segments,
-        images: ImageFeatures | None = None,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        """embeds [S, D], positions [3, S] of one row -> last hidden states [S, D]. slots [n]: where `images` went."""
-        out = self.language_part(
-            inputs_embeds=embeds[None],
-            position_ids=positions[:, None],
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            segments=segments,
-        )
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+    def row_options(self, embeds: Tensor, images: ImageFeatures | None, slots: Tensor | None) -> dict[str, Any]:
+        """No mask: a pack's own attention knows what sees what."""
+        return {"attention_mask": {"full_attention": None}}
 
     @classmethod
     def tiny_config(cls, size: tiny.TinySize, token_ids: Mapping[str, int], vocabulary: int) -> Any:

@@ -12,7 +12,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from qoqmed.boxes import RelativeFrame
 from qoqmed.geometry import Geometry
 from qoqmed.policy import tiny
-from qoqmed.policy.attention import Segments
 from qoqmed.policy.clinical import Clinical, with_series
 from qoqmed.policy.pictures import ImageFeatures, Pictures
 
@@ -48,23 +47,12 @@ class ClinicalQwen3VL(Clinical, Pictures, Qwen3VLForConditionalGeneration):
         deep = tuple(layer if isinstance(layer, Tensor) else torch.cat(tuple(layer)) for layer in layers)
         return ImageFeatures(torch.cat(tuple(out.pooler_output)), deep)
 
-    def hidden(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        segments: Segments,
-        images: ImageFeatures | None = None,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        """embeds [S, D], positions [3, S] of one row -> last hidden states [S, D]. slots [n]: where `images` went."""
-        deep: dict[str, Any] = {}
-        if images is not None and slots is not None:
-            seen = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device).index_fill(0, slots, True)
-            deep = {"visual_pos_masks": seen[None], "deepstack_visual_embeds": list(images.deep)}
-        out = self.language_part(
-            inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False, segments=segments, **deep
-        )
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+    def row_options(self, embeds: Tensor, images: ImageFeatures | None, slots: Tensor | None) -> dict[str, Any]:
+        """Where the images stand, and what DeepStack adds there."""
+        if images is None or slots is None:
+            return {}
+        seen = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device).index_fill(0, slots, True)
+        return {"visual_pos_masks": seen[None], "deepstack_visual_embeds": list(images.deep)}
 
     @classmethod
     def tiny_config(cls, size: tiny.TinySize, token_ids: Mapping[str, int], vocabulary: int) -> Any:

@@ -8,12 +8,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import served
 
 from qoqmed.errors import UserError
+from qoqmed.packing import Prompt
+from qoqmed.policy.handle import LivePolicy
+from qoqmed.policy.loading import Loaded
 from qoqmed.rollouts.vllm_engine import require
 
 HERE = Path(__file__).parent
 _TOLD = pytest.StashKey[str]()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return served.load()
+
+
+@pytest.fixture(scope="module")
+def policy(loaded: Loaded) -> LivePolicy:
+    return served.handle(loaded)
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded: Loaded) -> list[Prompt]:
+    return served.prompts(loaded)
 
 
 def _missing() -> str:

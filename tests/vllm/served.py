@@ -18,6 +18,7 @@ from qoqmed.types import Group, Rollout
 
 STD = 0.1  # log-probs far from uniform; at `tiny.SHARP` a hidden size of 128 is beyond what float32 holds to 1e-5
 TOKENS = 24
+SEEDS = (11, 22, 33, 44, 55, 66)  # one a prompt
 KINDS = ("text", "image", "ecg", "image and two ECGs", "interleaved", "two images of unlike sizes")
 
 

@@ -23,23 +23,6 @@ from qoqmed.policy.loading import Loaded
 from qoqmed.rollouts.vllm import VllmRollouts
 from qoqmed.types import Sampling
 
-SEEDS = (11, 22, 33, 44, 55, 66)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return served.load()
-
-
-@pytest.fixture(scope="module")
-def policy(loaded: Loaded) -> LivePolicy:
-    return served.handle(loaded)
-
-
-@pytest.fixture(scope="module")
-def prompts(loaded: Loaded) -> list[Prompt]:
-    return served.prompts(loaded)
-
 
 def test_banned_ids_are_never_sampled_and_stop_tokens_end() -> None:
     """A policy that is nearly uniform: every other id comes up."""
@@ -62,7 +45,7 @@ def test_banned_ids_are_never_sampled_and_stop_tokens_end() -> None:
 
 def test_a_probe_tells_that_engine_and_policy_differ(loaded: Loaded, policy: LivePolicy, prompts: list[Prompt]) -> None:
     with served.engine(policy, probe_every=2) as engine:
-        engine.generate(prompts, Sampling(max_new_tokens=2), SEEDS)
+        engine.generate(prompts, Sampling(max_new_tokens=2), served.SEEDS)
         stale = [(name, value * 0.5 if "lm_head" in name else value) for name, value in policy.weights()]
         engine.sync(iter(stale))
         with pytest.raises(PluginError, match="engine and policy disagree after 2 syncs") as error:
@@ -85,9 +68,9 @@ def test_an_engine_that_hangs_is_told_and_let_go(broken: VllmRollouts, prompts: 
     broken.engine.llm.generate = lambda *args, **kwargs: time.sleep(2)
     broken.timeout_s = 0.2
     with pytest.raises(PluginError, match=r"vLLM did not come back from the generation in 0\.2 s"):
-        broken.generate(prompts, Sampling(max_new_tokens=2), SEEDS)
+        broken.generate(prompts, Sampling(max_new_tokens=2), served.SEEDS)
     with pytest.raises(PluginError, match="vLLM hangs since an earlier call"):
-        broken.generate(prompts, Sampling(max_new_tokens=2), SEEDS)
+        broken.generate(prompts, Sampling(max_new_tokens=2), served.SEEDS)
     (left,) = [thread for thread in threading.enumerate() if thread.name == "rollouts"]
     assert left.daemon
     left.join()
@@ -101,7 +84,7 @@ def test_an_engine_that_dies_is_told_with_its_phase(broken: VllmRollouts, prompt
     assert broken.engine is not None
     broken.engine.llm.generate = die
     with pytest.raises(PluginError, match="vLLM failed in the generation") as error:
-        broken.generate(prompts, Sampling(max_new_tokens=2), SEEDS)
+        broken.generate(prompts, Sampling(max_new_tokens=2), served.SEEDS)
     assert "can't allocate memory" in str(error.value) and "raise rollout.kv_cache_mb" in str(error.value)
 
 
@@ -115,7 +98,7 @@ def test_the_trainers_state_is_as_before(policy: LivePolicy, prompts: list[Promp
     random.seed(7)
     before = state()
     with served.engine(policy) as engine:
-        engine.generate(prompts, Sampling(n=2, max_new_tokens=4), SEEDS)
+        engine.generate(prompts, Sampling(n=2, max_new_tokens=4), served.SEEDS)
         assert state() == before
         engine.sync(policy.weights())
         assert state() == before

@@ -22,23 +22,6 @@ from qoqmed.rollouts.vllm_engine import ENVIRONMENT
 from qoqmed.rollouts.vllm_isolation import isolated
 from qoqmed.types import Sampling
 
-SEEDS = (11, 22, 33, 44, 55, 66)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return served.load()
-
-
-@pytest.fixture(scope="module")
-def policy(loaded: Loaded) -> LivePolicy:
-    return served.handle(loaded)
-
-
-@pytest.fixture(scope="module")
-def prompts(loaded: Loaded) -> list[Prompt]:
-    return served.prompts(loaded)
-
 
 @pytest.fixture(scope="module")
 def engine(policy: LivePolicy) -> Iterator[VllmRollouts]:
@@ -54,15 +37,15 @@ def test_the_engine_keeps_the_contract(engine: VllmRollouts) -> None:
 def test_a_rollout_does_not_depend_on_its_batch(engine: VllmRollouts, prompts: list[Prompt]) -> None:
     """Alone, in the other order, beside longer ones: the same tokens, log-probs to rounding."""
     sampling = Sampling(n=3, max_new_tokens=served.TOKENS)
-    together = engine.generate(prompts, sampling, SEEDS)
-    backwards = engine.generate(prompts[::-1], sampling, SEEDS[::-1])[::-1]
-    alone = [engine.generate([prompt], sampling, [seed])[0] for prompt, seed in zip(prompts, SEEDS, strict=True)]
+    together = engine.generate(prompts, sampling, served.SEEDS)
+    backwards = engine.generate(prompts[::-1], sampling, served.SEEDS[::-1])[::-1]
+    alone = [engine.generate([prompt], sampling, [seed])[0] for prompt, seed in zip(prompts, served.SEEDS, strict=True)]
     assert served.tokens(together) == served.tokens(backwards) == served.tokens(alone)
     for group, own in zip(together, alone, strict=True):
         for one, other in zip(group, own, strict=True):
             assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
-    assert engine.generate(prompts, sampling, SEEDS) == together  # bit for bit
-    other = engine.generate(prompts, sampling, (1, *SEEDS[1:]))
+    assert engine.generate(prompts, sampling, served.SEEDS) == together  # bit for bit
+    other = engine.generate(prompts, sampling, (1, *served.SEEDS[1:]))
     assert [a == b for a, b in zip(other, together, strict=True)] == [False] + [True] * 5
 
 
@@ -82,7 +65,7 @@ def test_log_probs_are_those_of_the_restricted_distribution(
     """Those of the engine `torch`, over logits by hand."""
     plain = tiny.plain_copy(loaded.policy)
     sampling = Sampling(n=2, temperature=0.9, top_p=top_p, top_k=top_k, max_new_tokens=8)
-    for prompt, group in zip(prompts, engine.generate(prompts, sampling, SEEDS), strict=True):
+    for prompt, group in zip(prompts, engine.generate(prompts, sampling, served.SEEDS), strict=True):
         for rollout in group:
             with torch.no_grad():
                 logits = tiny.plain_logits_by_hand(plain, prompt, rollout.token_ids)
@@ -108,7 +91,7 @@ def test_the_rollouts_of_a_group_share_their_prompt(engine: VllmRollouts, loaded
 
 def test_a_prompt_that_is_too_long_is_told(engine: VllmRollouts, prompts: list[Prompt]) -> None:
     with pytest.raises(UserError, match="does not fit into the engine") as error:
-        engine.generate(prompts, Sampling(max_new_tokens=480), SEEDS)
+        engine.generate(prompts, Sampling(max_new_tokens=480), served.SEEDS)
     (problem,) = error.value.problems
     assert problem.where == "rollout.max_model_len" and problem.expected == "at most 512 tokens"
     assert problem.got.startswith(f"{max(len(p.token_ids) for p in prompts)} tokens of interleaved, and 480")
@@ -148,7 +131,7 @@ def test_twenty_syncs_leak_no_memory(engine: VllmRollouts, policy: LivePolicy, p
     before = 0
     for number in range(25):
         engine.sync(policy.weights())
-        engine.generate(prompts, sampling, SEEDS)
+        engine.generate(prompts, sampling, served.SEEDS)
         if number == 4:
             before = psutil.Process().memory_info().rss
     assert psutil.Process().memory_info().rss - before < 16 * 2**20
