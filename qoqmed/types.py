@@ -161,7 +161,8 @@ class Group:
     """A case, its encoded prompt and its rollouts: the unit of training. Per-rollout fields run parallel to `rollouts`.
 
     verdicts: by reward name. rewards: combined, None where invalid. difficulty: combined without the rewards that may
-    be negative; empty where there are none such. trainable: False leaves a rollout out of the loss.
+    be negative; empty where there are none such. trainable: False leaves a rollout out of the loss. baseline: reward of
+    the greedy response, where one was asked for and could be scored.
     """
 
     case: Case
@@ -172,6 +173,7 @@ class Group:
     rewards: tuple[float | None, ...] = ()
     trainable: tuple[bool, ...] = ()
     difficulty: tuple[float | None, ...] = ()
+    baseline: float | None = None
 
     @property
     def trained(self) -> tuple[bool, ...]:
@@ -209,7 +211,8 @@ class Needs:
 
     reference: bool = False  # log-probs of the frozen start policy
     kl: bool = False  # sequence KL of behaviour against reference, which `reference` asks for
-    values: bool = False  # a value head
+    tokens: bool = False  # lengths and the KL of every token: advantages differ within a response
+    values: bool = False  # a value head, which `tokens` asks for
     greedy: bool = False  # a greedy rollout per prompt, not trained on
     rollouts: bool = False  # an engine that samples
     group: int = 1  # rollouts per prompt, at least
@@ -219,6 +222,7 @@ class Needs:
         return Needs(
             self.reference or other.reference,
             self.kl or other.kl,
+            self.tokens or other.tokens,
             self.values or other.values,
             self.greedy or other.greedy,
             self.rollouts or other.rollouts,

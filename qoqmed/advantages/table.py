@@ -10,12 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RewardTable:
-    """R rollouts of Q questions.
+    """R rollouts of Q questions, N tokens in all.
 
     questions: [Q], sorted by global sample index. domains: [Q]. question [R] long: index into `questions`; a question's
     rollouts keep their order. reward [R] float64: combined, any value where invalid. valid [R] bool: False leaves a
     rollout out of every statistic. kl [R] float64, nats: sequence KL of the sampling policy against the reference.
     difficulty [R] float64: non-negative task rewards, for mean rewards where a penalty is among them; None: `reward`.
+    baseline [Q] float64: reward of each question's greedy response, NaN where it has none (`Needs.greedy`).
+
+    Of tokens, the rollouts' put end to end, and only where `Needs.tokens` asks: lengths [R] long: tokens of each.
+    penalty [N] float64: what the KL to the reference takes from each token's reward, its weight included; None where
+    it takes nothing (elsewhere `reward` has it taken off). values [N] float64: of the value head (`Needs.values`).
     """
 
     questions: tuple[str, ...]
@@ -25,6 +30,10 @@ class RewardTable:
     valid: Tensor
     kl: Tensor | None = None
     difficulty: Tensor | None = None
+    baseline: Tensor | None = None
+    lengths: Tensor | None = None
+    penalty: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,14 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Advantages:
-    """values [R] float64, 0 where a rollout is invalid. warnings: what a user should be told, a sentence each."""
+    """values [R] float64, 0 where a rollout is invalid. warnings: what a user should be told, a sentence each.
+
+    tokens [N] float64: advantages of tokens, where they differ within a response; `values` are then their means.
+    returns [N] float64: what the value head learns.
+    """
 
     values: Tensor
     diagnostics: Diagnostics
     warnings: tuple[str, ...] = ()
+    tokens: Tensor | None = None
+    returns: Tensor | None = None
