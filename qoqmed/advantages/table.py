@@ -68,11 +68,16 @@ class Diagnostics:
     """domains: those with a question that counted. kl_threshold: DRPO's t, None where nothing is damped by KL.
 
     scalars: everything to log that is one number; `frac_reward_zero_std` and `dropped_groups` from every estimator.
+    scales [Q] float64: what each question's values were multiplied with, 1 / (T_g T_c); NaN where it did not count;
+    None where all are 1. undamped [R] float64: the advantages without KL damping, in the unit of `Advantages.values`
+    (divided by the same standard deviation); None where nothing is damped.
     """
 
     domains: Mapping[str, DomainStats]
     kl_threshold: float | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
+    scales: Tensor | None = None
+    undamped: Tensor | None = None
 
 
 @dataclass(frozen=True)
