@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ HANDLED = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def isolated(environment: Mapping[str, str]) -> Iterator[None]:
     """Inside, `environment` is set besides, and warnings are not shown. Afterwards all is as it was: random streams of
-    torch, its devices, numpy and Python; threads, default dtype and device; environment; logging; signal handlers."""
+    torch, its devices, numpy and Python; threads, default dtype and device; environment; logging; signal handlers and
+    the hook for uncaught errors (torch.distributed would add itself to it with every engine)."""
     kept = _state()
     os.environ.update(environment)
     try:
@@ -45,6 +47,7 @@ def _state() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "logging": (root.level, list(root.handlers), logging.root.manager.disable),
         "levels": {name: logging.getLogger(name).level for name in ("torch", "transformers", "lightning")},
+        "excepthook": sys.excepthook,
         "signals": {number: signal.getsignal(number) for number in HANDLED},
     }
 
@@ -65,6 +68,7 @@ def _restore(kept: Mapping[str, Any]) -> None:
     root.level, root.handlers[:], logging.root.manager.disable = kept["logging"]
     for name, level in kept["levels"].items():
         logging.getLogger(name).setLevel(level)
+    sys.excepthook = kept["excepthook"]
     if threading.current_thread() is threading.main_thread():  # only there can they be changed
         for number, handler in kept["signals"].items():
             signal.signal(number, handler)

@@ -89,4 +89,5 @@ def test_the_server_knows_no_ecg(address: str) -> None:
     """Its list of content parts is closed: docs/rollouts.md says what to do instead."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         ask(address, [{"type": "ecg", "ecg": [[0.0]]}, {"type": "text", "text": "Which rhythm?"}])
-    assert caught.value.code == 400
+    with caught.value as answer:
+        assert answer.code == 400
