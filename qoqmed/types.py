@@ -217,7 +217,6 @@ class Needs:
     rollouts: bool = False  # an engine that samples
     group: int = 1  # rollouts per prompt, at least
     gold: bool = False  # gold answers: a case that has none is a bad row
-    pairs: bool = False  # the two responses of a group in one pack, compared without an estimator of advantages
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -229,7 +228,6 @@ class Needs:
             self.rollouts or other.rollouts,
             max(self.group, other.group),
             self.gold or other.gold,
-            self.pairs or other.pairs,
         )
 
 

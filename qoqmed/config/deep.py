@@ -80,7 +80,8 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
         what = f"the objective {stage.objective.name!r} samples nothing: there are no advantages to estimate"
         yield Problem(what, f"{where}.advantage", stage.advantage.name, "null")
         return
-    if stage.advantage is not None and objective.needs.pairs:
+    estimated = getattr(objective, "advantages", True)
+    if stage.advantage is not None and not estimated:
         what = f"the objective {stage.objective.name!r} compares responses itself: nobody asks for advantages"
         yield Problem(what, f"{where}.advantage", stage.advantage.name, "null")
     needs = objective.needs
@@ -90,7 +91,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
     if not needs.rollouts:
         return
     name = stage.objective.name
-    if stage.advantage is None and not needs.pairs:
+    if stage.advantage is None and estimated:
         yield Problem(f"the objective {name!r} needs an estimator of advantages", f"{where}.advantage", "null")
     if not recipe.rewards:
         what = f"the objective {name!r} of {where} samples responses, and no reward judges them"
