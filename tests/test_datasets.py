@@ -69,6 +69,31 @@ def test_a_canonical_row(tmp_path):
     assert case.target.mask == Mask("set/m.png") and case.target.text == "Hazy." and case.target.event is None
 
 
+def test_a_row_with_a_pair_of_responses(tmp_path):
+    pair = {"chosen": "Hazy. \\boxed{edema}", "rejected": "Clear."}
+    (case,) = cases(tmp_path, {**ROW, **pair, "attributes": {"mine/x": 1}})
+    expected = {"mine/x": 1, "dpo/chosen": pair["chosen"], "dpo/rejected": "Clear."}
+    assert case.attributes == expected
+    (renamed,) = cases(tmp_path, {**ROW, "won": "a", "lost": "b"}, mapping={"chosen": "won", "rejected": "lost"})
+    assert renamed.attributes == {"dpo/chosen": "a", "dpo/rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"chosen": "a"}, "has 'chosen' alone"),
+        ({"rejected": "a"}, "has 'rejected' alone"),
+        ({"chosen": "a", "rejected": "a"}, "the same text"),
+        ({"chosen": "a", "rejected": " "}, "'rejected' is missing or blank"),
+        ({"chosen": ["a"], "rejected": "b"}, "'chosen' is no text"),
+    ],
+)
+def test_half_a_pair_is_refused(tmp_path, fields, said):
+    with pytest.raises(DataError, match=said) as error:
+        cases(tmp_path, {**ROW, **fields})
+    assert ROW["id"] in str(error.value)
+
+
 def test_another_manifest_through_a_mapping(tmp_path):
     (case,) = cases(tmp_path, MANIFEST_ROW, mapping=MAPPING)
     assert case.media == (Medium("image", "ct/m1.png", view="axial"),) and case.patient == "p1"
@@ -276,6 +301,36 @@ def test_domain_sizes_are_skewed_and_can_be_chosen():
     assert set(few.domains) == {"ecg", "ultrasound"} and few.domains.count("ecg") > 150 and few[0].task == "grounding"
     with pytest.raises(UserError, match="did you mean 'ecg'"):
         Synthetic(3, domains=["ekg", "ecgs"])
+
+
+def test_some_cases_are_faint_and_nothing_else_of_them_changes():
+    plain, faint = (Synthetic(60, seed=4, balanced=True, faint=shares) for shares in (None, {"ct": 1.0, "ecg": 1.0}))
+    some = Synthetic(900, seed=4, balanced=True, faint={"mri": 0.3})
+    for i in range(18):
+        one, other = plain[i], faint[i]
+        assert one.target.labels == other.target.labels and one.target.boxes == other.target.boxes
+        assert same(one, other) == (one.domain not in ("ct", "ecg"))
+        if one.domain == "ct":  # against the noise of a pixel, 0.04: the lesion stands out by about a third as much
+            inside = one.target.mask.array
+            signed = [np.abs(a.media[0].array[:, inside].mean() - a.media[0].array[:, ~inside].mean()) for a in (one, other)]
+            assert signed[1] != signed[0]
+        if one.domain == "ecg":
+            jumps = [np.abs(np.diff(a.media[0].array[0])).mean() for a in (one, other)]
+            assert jumps[1] > 2 * jumps[0]
+    scans = [i for i, name in enumerate(some.domains) if name == "mri"]
+    drawn = Synthetic(900, seed=4, balanced=True)
+    assert 0.15 < sum(not same(some[i], drawn[i]) for i in scans) / len(scans) < 0.45
+    assert some.fingerprint != drawn.fingerprint and same(some[3], some[3])
+    with pytest.raises(UserError, match=r"did you mean 'ecg'(.|\n)*faint.ct is out of range"):
+        Synthetic(3, faint={"ekg": 0.5, "ct": 2.0})
+
+
+def test_without_reports_the_text_is_missing_and_the_rest_is_there():
+    with_text, without = Synthetic(18, balanced=True), Synthetic(18, balanced=True, reports=False)
+    for i in range(18):
+        assert without[i].target.text is None and with_text[i].target.text
+        assert without[i].target.labels == with_text[i].target.labels and without[i].media == without[i].media
+    assert without.fingerprint != with_text.fingerprint
 
 
 def test_data_sets_load_no_torch():

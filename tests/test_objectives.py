@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import log
+from math import exp, log
 from typing import Any
 
 import pytest
@@ -71,6 +71,39 @@ def test_sft_loss_by_hand(aggregate: str, expected: float) -> None:
     assert loss.means() == {"loss": pytest.approx(expected), "entropy": 1.0}
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_focal_loss_against_the_formula_of_the_paper(gamma: float) -> None:
+    """Lin et al. 2017, eq. 4 with alpha 1, and its derivative by the logit x of p = sigmoid(x), appendix B:
+    (1 - p)^gamma (gamma p log p + p - 1)."""
+    x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
+    tokens = replace(
+        table(),
+        log_probs=torch.nn.functional.logsigmoid(x),
+        response=torch.zeros(25, dtype=torch.long),
+        tokens_total=25,
+    )
+    loss = SFT(focal=gamma).loss(tokens)
+    chances = [1 / (1 + exp(-value)) for value in x.tolist()]
+    expected = sum(-((1 - p) ** gamma) * log(p) for p in chances) / 25
+    assert loss.value.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.means()["loss"] == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss.value, x)
+    slopes = [(1 - p) ** gamma * (gamma * p * log(p) + p - 1) / 25 for p in chances]
+    torch.testing.assert_close(gradient, torch.tensor(slopes, dtype=torch.float64), rtol=1e-6, atol=1e-12)
+
+
+def test_focal_0_is_the_plain_loss_and_sure_tokens_have_finite_gradients() -> None:
+    plain, focal = table(), table()
+    SFT().loss(plain).value.backward()
+    SFT(focal=0.0).loss(focal).value.backward()
+    assert torch.equal(plain.log_probs.grad, focal.log_probs.grad)
+    for gamma in (0.1, 0.5, 2.0):
+        sure = torch.tensor([0.0, -1e-8, -6e-8], requires_grad=True)  # p rounds to 1
+        loss = SFT(focal=gamma).loss(replace(table(), log_probs=sure))
+        loss.value.backward()
+        assert loss.value.item() == pytest.approx(0.0, abs=1e-6) and sure.grad.isfinite().all()
+
+
 def test_policy_gradient_collects_judged_groups() -> None:
     objective: Objective = PolicyGradient()
     groups = objective.collect(CASES, FakeActor())
@@ -130,6 +163,7 @@ def test_a_reference_without_weight_is_reported_and_not_trained_on() -> None:
     ("make", "message"),
     [
         (lambda: SFT(aggregate="tokens"), "unknown aggregate[\\s\\S]*did you mean 'token'"),
+        (lambda: SFT(focal=-1.0), "focal is out of range"),
         (lambda: SFT(epochs=0), "epochs is out of range[\\s\\S]*at least 1"),
         (lambda: PolicyGradient(kl="k4", aggregate="sequences"), "unknown kl[\\s\\S]*unknown aggregate"),
         (lambda: PolicyGradient(clip_low=1.5), "clip_low[\\s\\S]*at least 0, at most 1"),

@@ -70,6 +70,76 @@ def test_domains_are_filtered():
     assert len(epoch(Sampler([source(10)], domains="ct"))) == 5
 
 
+SKEWED = ["xray"] * 60 + ["ct"] * 25 + ["ecg"] * 4 + ["mri"]
+
+
+def shares(drawn, *sources):
+    return Counter(sources[s].domains[i] for s, i in drawn)
+
+
+def test_balanced_domains_have_equal_parts_of_an_epoch_that_is_as_long_as_ever():
+    mixed = Source(SKEWED)
+    sampler = Sampler([mixed], seed=3, balanced=True)
+    assert sampler.size() == 90 and sampler.steps_per_epoch(7) == 13
+    seen = Counter()
+    for _ in range(8):
+        drawn = epoch(sampler)
+        assert len(drawn) == 90
+        parts = shares(drawn, mixed)
+        assert set(parts) == set(SKEWED) and max(parts.values()) - min(parts.values()) <= 1
+        seen.update(drawn)
+    assert set(shares(seen.elements(), mixed).values()) == {8 * 90 // 4}
+    for name in set(SKEWED):  # within a domain, every case as often as any other
+        times = [seen[0, i] for i, domain in enumerate(SKEWED) if domain == name]
+        assert max(times) - min(times) <= 1
+
+
+def test_a_common_domain_is_spread_over_epochs_before_a_case_comes_again():
+    sampler = Sampler([Source(SKEWED)], balanced=True)
+    first = [pair for _ in range(2) for pair in epoch(sampler) if pair[1] < 60]
+    assert len(first) == 45 == len(set(first))
+
+
+def test_balanced_draws_are_shuffled_and_depend_on_seed_and_epoch_only():
+    orders = [epoch(Sampler([Source(SKEWED)], seed=seed, balanced=True)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] == epoch(Sampler([Source(SKEWED)], seed=0, balanced=True), count=3)
+    sampler = Sampler([Source(SKEWED)], balanced=True)
+    assert epoch(sampler) != epoch(sampler)
+    assert len({SKEWED[i] for _, i in Sampler([Source(SKEWED)], balanced=True).draw(20)}) == 4
+
+
+def test_weights_act_within_a_balanced_domain():
+    first, second, third = Source(["ct"] * 8 + ["ecg"] * 2), Source(["ct"] * 4), Source(["mri"] * 5)
+    sampler = Sampler([first, second, third], [1.0, 2.0, 0.0], balanced=True)
+    assert sampler.size() == 18
+    seen = Counter()
+    for _ in range(16):  # 9 * 16 draws of ct: nine rounds of 8 + 2 * 4
+        drawn = epoch(sampler)
+        assert shares(drawn, first, second, third) == {"ct": 9, "ecg": 9}  # mri weighs nothing
+        seen.update(drawn)
+    assert [seen[0, i] for i in range(8)] == [9] * 8 and [seen[1, i] for i in range(4)] == [18] * 4
+
+
+def test_balanced_domains_are_filtered():
+    sampler = Sampler([Source(SKEWED)], domains=["ecg", "mri"], balanced=True)
+    assert sampler.size() == 5
+    drawn = epoch(sampler) + epoch(sampler)
+    assert shares(drawn, Source(SKEWED)) == {"ecg": 5, "mri": 5}
+
+
+def test_a_state_of_before_balancing_goes_on_unbalanced():
+    sampler = Sampler([source(10)])
+    sampler.draw(4)
+    state = sampler.state_dict()
+    del state["fingerprint"]["balanced"]
+    resumed = Sampler([source(10)])
+    resumed.load_state_dict(state)
+    assert resumed.draw(6) == sampler.draw(6)
+    with pytest.raises(RunError, match="balanced"):
+        Sampler([source(10)], balanced=True).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -91,10 +161,12 @@ def test_what_cannot_be_drawn_is_refused(arguments, said):
     seed=st.integers(0, 2**40),
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     stop=st.integers(0, 11),
+    balanced=st.booleans(),
 )
-def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts, stop):
+def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts, stop, balanced):
     def fresh():
-        return Sampler([source(size) for size in sizes], [weight, *[1.0] * (len(sizes) - 1)], seed)
+        weights = [weight, *[1.0] * (len(sizes) - 1)]
+        return Sampler([source(size) for size in sizes], weights, seed, balanced=balanced)
 
     if sizes == [size for size in sizes if size * weight < 1][:1]:
         return  # an epoch without cases
@@ -114,6 +186,7 @@ def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts,
         ({"seed": 1}, "seed"),
         ({"weights": [2.0]}, "weights"),
         ({"domains": ["ct"]}, "domains"),
+        ({"balanced": True}, "balanced"),
         ({"datasets": [source(11)]}, "sizes"),
         ({"datasets": [Source(source(10).domains, "other")]}, "contents"),
     ],

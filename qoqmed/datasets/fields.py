@@ -12,6 +12,7 @@ from qoqmed.types import SPATIAL, Box, Medium
 
 MEDIUM_FIELDS = ("modality", "path", "view")
 PLAIN = str | int | float | bool
+PAIR = ("chosen", "rejected")
 BOX_FIELDS = ("boxes", "boxes_px", "boxes_xywh")
 OVERSHOOT = 0.01  # of a side
 LARGEST = 1e300
@@ -60,6 +61,19 @@ def truth(given: Given, name: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise wrong(f"{name!r} is neither true nor false", repr(value))
     return value
+
+
+def pair(given: Given) -> dict[str, str]:
+    """A chosen and a rejected response, as the attributes that `objectives.dpo` reads; {} where the row has none."""
+    present = [name for name in PAIR if name in given]
+    if not present:
+        return {}
+    if len(present) < len(PAIR):
+        raise wrong(f"the row has {present[0]!r} alone", mend="a pair of responses is 'chosen' and 'rejected'")
+    chosen, rejected = (text(given, name, required=True) for name in PAIR)
+    if chosen == rejected:
+        raise wrong("'chosen' and 'rejected' are the same text", repr(chosen))
+    return {"dpo/chosen": chosen, "dpo/rejected": rejected}
 
 
 def media(given: Given, prefix: str) -> tuple[Medium, ...]:

@@ -16,6 +16,7 @@ how it is to be read: `media.options` for images, volumes and videos, else the e
 | box_labels | one text a box |
 | mask | path of a PNG or NIfTI |
 | value, time_days, event | numbers and a truth value |
+| chosen, rejected | text: a preferred response and a worse one, both or neither; `attributes` "dpo/chosen" and so on |
 | attributes | plugins' own, namespaced |
 
 Boxes and mask lie on the first image, volume or video. A box may stick out by 1% of a side and is clipped.
@@ -39,7 +40,7 @@ from qoqmed.types import SPATIAL, Case, Mask, Target
 FIELDS = (
     "id", "domain", "dataset", "task", "question", "media", "view", "labels", "label_space", "boxes", "boxes_px",
     "boxes_xywh", "box_labels", "width", "height", "mask", "text", "patient", "value", "time_days", "event",
-    "attributes",
+    "chosen", "rejected", "attributes",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class RowReader:
         attributes = given.get("attributes", {})
         if not isinstance(attributes, dict):
             raise wrong("'attributes' is no object", attributes)
+        attributes = attributes | fields.pair(given)
         mask = text(given, "mask")
         target = Target(
             labels=fields.labels(given, space),

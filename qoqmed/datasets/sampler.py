@@ -1,8 +1,12 @@
 """Which cases come when: a mixture of data sets in a deterministic order whose position is part of the checkpoint.
 
-Weight 1 brings each case of a data set once an epoch, 2 twice, 0.5 every other epoch: epochs are stretches of length
-weight * size, cut from an endless chain of permutations. Within an epoch the data sets are shuffled together. All
-follows from (seed, epoch); no global random state is read.
+Weight 1 brings each case of a data set once an epoch, 2 twice, 0.5 every other epoch (see `mixture`). All follows from
+(seed, epoch); no global random state is read.
+
+Balanced (QoQ-Med v1, Figure 5, where data sets have equal parts; here domains have): an epoch is as long as without it,
+and every domain fills an equal part of it, the same to within one case and exactly so in the long run. A domain's part
+is cut from the endless chain of its own rounds, in which weights act as in a plain epoch of that domain alone: cases of
+a rare domain come several times an epoch, those of a common one are spread over several epochs.
 """
 
 from __future__ import annotations
@@ -13,18 +17,20 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qoqmed.contracts import Dataset
+from qoqmed.datasets.mixture import Indices, Mixture
 from qoqmed.errors import DataError, Problem, RunError, near
 
-Indices = npt.NDArray[np.int64]
-
-PERMUTE, SHUFFLE = 1, 2  # streams of random numbers that never meet
+BALANCE = 3  # the domains' streams of random numbers: beside those of `mixture`
+LATER: dict[str, Any] = {"balanced": False}  # what states of earlier versions do not tell
 
 
 class Sampler:
-    """Draws (source, index) pairs: `datasets[source][index]`. `weights`: one a data set, 1 where none are given."""
+    """Draws (source, index) pairs: `datasets[source][index]`. `weights`: one a data set, 1 where none are given.
+
+    balanced: every domain equally often.
+    """
 
     def __init__(
         self,
@@ -32,22 +38,31 @@ class Sampler:
         weights: Sequence[float] | None = None,
         seed: int = 0,
         domains: str | Sequence[str] = "all",
+        balanced: bool = False,
     ) -> None:
         given = [1.0] * len(datasets) if weights is None else [float(weight) for weight in weights]
         _check_weights(given, len(datasets))
         wanted = None if domains == "all" else {domains} if isinstance(domains, str) else set(domains)
-        _check_domains(wanted, {name for dataset in datasets for name in dataset.domains})
-        self._seed = seed
-        self._weights = [Fraction(weight).limit_denominator(1_000_000) for weight in given]
-        self._sources = [_indices(dataset, wanted) for dataset in datasets]
+        present = {name for dataset in datasets for name in dataset.domains}
+        _check_domains(wanted, present)
+        exact = [Fraction(weight).limit_denominator(1_000_000) for weight in given]
+        sources = [_indices(dataset, wanted) for dataset in datasets]
+        self._whole = Mixture(sources, exact, seed)
         self._fingerprint: dict[str, Any] = {
             "seed": seed,
             "domains": "all" if wanted is None else sorted(wanted),
             "weights": given,
             "sizes": [len(dataset) for dataset in datasets],
-            "cases": [len(source) for source in self._sources],
+            "cases": [len(source) for source in sources],
             "contents": [str(getattr(dataset, "fingerprint", "")) for dataset in datasets],
+            "balanced": balanced,
         }
+        names = sorted(present if wanted is None else wanted) if balanced else []
+        parts = [
+            Mixture([_indices(dataset, {name}) for dataset in datasets], exact, seed, BALANCE, place)
+            for place, name in enumerate(names)
+        ]
+        self._domains = [part for part in parts if not part.empty]
         self.epoch = 0  # of the next draw
         self.position = 0  # cases of that epoch already drawn
         self._order = self._order_of(0)
@@ -64,7 +79,7 @@ class Sampler:
 
     def size(self, epoch: int = 0) -> int:
         """Cases of an epoch; with weights that are not whole it may differ by one between epochs."""
-        return sum(stop - start for start, stop in self._stretches(epoch))
+        return self._whole.total(epoch + 1) - self._whole.total(epoch)
 
     def steps_per_epoch(self, count: int, epoch: int = 0) -> int:
         """Draws of `count` that an epoch takes, the short last one among them."""
@@ -74,8 +89,8 @@ class Sampler:
         return {"epoch": self.epoch, "position": self.position, "fingerprint": dict(self._fingerprint)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the state was taken. Refuses a state of other data, weights, seed or domains."""
-        saved, mend = state["fingerprint"], "resume with the recipe and the data that the run began with"
+        """Goes on where the state was taken. Refuses a state of other data, weights, seed, domains or balance."""
+        saved, mend = LATER | state["fingerprint"], "resume with the recipe and the data that the run began with"
         problems = [
             Problem(f"the data's {name} are not those of the checkpoint", "", str(now), str(saved.get(name)), mend)
             for name, now in self._fingerprint.items()
@@ -89,34 +104,14 @@ class Sampler:
         self.epoch, self.position = epoch, position
         self._order = self._order_of(epoch)
 
-    def _stretches(self, epoch: int) -> list[tuple[int, int]]:
-        """From where to where each source's chain of permutations is cut for this epoch."""
-        lengths = [weight * len(source) for weight, source in zip(self._weights, self._sources, strict=True)]
-        return [(math.floor(epoch * length), math.floor((epoch + 1) * length)) for length in lengths]
-
     def _order_of(self, epoch: int) -> Indices:
         """The whole epoch: [E, 2], source and index."""
-        parts = []
-        for source, (start, stop) in enumerate(self._stretches(epoch)):
-            indices = self._chain(source, start, stop)
-            parts.append(np.stack([np.full(len(indices), source), indices], axis=1))
-        order = np.concatenate(parts)
-        shuffled: Indices = order[self._rng(SHUFFLE, epoch).permutation(len(order))]
-        return shuffled
-
-    def _chain(self, source: int, start: int, stop: int) -> Indices:
-        """Positions start..stop of the endless chain of a source's permutations."""
-        cases = self._sources[source]
-        links = range(start // len(cases), math.ceil(stop / len(cases))) if stop > start else range(0)
-        pieces = [np.zeros(0, dtype=np.int64)]
-        for link in links:
-            permuted = cases[self._rng(PERMUTE, source, link).permutation(len(cases))]
-            first = link * len(cases)
-            pieces.append(permuted[max(start - first, 0) : stop - first])
-        return np.concatenate(pieces)
-
-    def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self._seed, *key])
+        if not self._domains:
+            return self._whole.order(epoch)
+        before, after, count = self._whole.total(epoch), self._whole.total(epoch + 1), len(self._domains)
+        # floor((n + k) / count) over all k adds up to n: the parts of all epochs so far fill them exactly.
+        parts = [domain.stretch((before + k) // count, (after + k) // count) for k, domain in enumerate(self._domains)]
+        return self._whole.shuffled(np.concatenate(parts), epoch)
 
 
 def _indices(dataset: Dataset, wanted: set[str] | None) -> Indices:
