@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -139,10 +140,13 @@ class Actor:
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
         """The target as a response. Raises DataError, naming the row, where the case lacks what its task needs."""
-        text = self.prompter.task(case).target(case, self.prompter.frame(prompt))
+        return self.response(case, self.prompter.task(case).target(case, self.prompter.frame(prompt)))
+
+    def response(self, case: Case, text: str) -> Rollout:
+        """A text as a response that nobody sampled. Raises DataError, naming the row, where it holds special tokens."""
         found = sorted(token for token in self.prompter.special if token in text)
         if found:
-            what, mend = "the gold answer holds a special token of the model", "take it out of the text or the labels"
+            what, mend = "an answer holds a special token of the model", "take it out of the text or the labels"
             raise DataError(Problem(what, where=case.id, got=", ".join(found), mend=mend))
         return Rollout(case.id, 0, self.handle.encode_text(text), text, finish_reason="gold")
 
@@ -165,12 +169,16 @@ class StepActor:
     key: tuple[object, ...]
     draws: Mapping[str, Draws] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"reward": 0.0})  # spent, by phase
 
     def prompts(self, cases: Sequence[Case]) -> list[Prompt]:
         return [self.encoded[id(case)] for case in cases]
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
         return self.actor.gold(case, prompt)
+
+    def response(self, case: Case, text: str) -> Rollout:
+        return self.actor.response(case, text)
 
     def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """A case that comes twice in a step draws from two streams, also where it comes on two ranks."""
@@ -180,6 +188,14 @@ class StepActor:
             seeds.append(stable_seed(*self.key, case.id, stream))
             self.seen[case.id] += 1
         return self.actor.engine.generate(prompts, self.sampling, seeds)
+
+    def with_baselines(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups with the reward of a greedy response each, which is not trained on (`Needs.greedy`)."""
+        greedy = replace(self.sampling, n=1, temperature=0.0)
+        rollouts = self.actor.engine.generate([group.prompt for group in groups], greedy, [0] * len(groups))
+        pairs = zip(groups, rollouts, strict=True)
+        judged = self.judge([Group(group.case, group.prompt, tuple(own)) for group, own in pairs])
+        return [replace(group, baseline=one.rewards[0]) for group, one in zip(groups, judged, strict=True)]
 
     def read(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with the readings of their rollouts."""
@@ -191,6 +207,7 @@ class StepActor:
 
     def judge(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with readings, verdicts of every reward and the combined rewards; rewards see one flat batch."""
+        started = time.perf_counter()
         read = self.read(groups)
         cases = [group.case for group in read for _ in group.rollouts]
         rollouts = [rollout for group in read for rollout in group.rollouts]
@@ -205,6 +222,7 @@ class StepActor:
             difficulty = tuple(combine(_only(verdict, task_weights), task_weights) for verdict in mine)
             penalised = len(task_weights) < len(self.actor.weights)
             out.append(replace(group, verdicts=mine, rewards=rewards, difficulty=difficulty if penalised else ()))
+        self.seconds["reward"] += time.perf_counter() - started
         return out
 
 

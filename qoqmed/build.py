@@ -78,6 +78,8 @@ def build(recipe: Recipe) -> Parts:
     fabric.launch()
     stages = tuple(_stage(recipe, index) for index in range(len(recipe.stages)))
     actor, loaded = build_actor(recipe)
+    if any(stage.needs.values for stage in stages):
+        loaded.policy.add_value_head()
     module = ClinicalPolicyModule(loaded.policy)
     sharded = isinstance(fabric.strategy, FSDP2Strategy)
     loaded.policy.autocast = trainer.precision == "bf16" and not sharded  # FSDP2 has its own mixed precision
@@ -193,14 +195,10 @@ def _stage(recipe: Recipe, index: int) -> Stage:
         where = f"stages.{index}.data.train"
         raise RecipeError(Problem("the stage has no training data", where=where, mend="name data sets in data.train"))
     datasets, weights = [dataset for dataset, _ in pairs], [weight for _, weight in pairs]
-    sampler = Sampler(datasets, weights, seed=recipe.seed + index, domains=stage.data.domains)
+    chosen = {"domains": stage.data.domains, "balanced": stage.data.balanced}
+    sampler = Sampler(datasets, weights, seed=recipe.seed + index, **chosen)
     prompts = stage.prompts or recipe.rollout.prompts
     steps = steps_of(sampler, prompts, stage.epochs)
-    needs = objective.needs | (advantage.needs if advantage else Needs())
-    for name in ("values", "greedy"):
-        if getattr(needs, name):
-            what = f"a part of this stage needs {name}, which this version does not have"
-            raise RecipeError(Problem(what, where=f"stages.{index}", mend="name another advantage or objective"))
     return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))
 
 

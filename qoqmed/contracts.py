@@ -137,6 +137,9 @@ class Actor(Protocol):
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout: ...
 
+    def response(self, case: Case, text: str) -> Rollout:
+        """A text as a response that nobody sampled."""
+
     def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]: ...
 
     def judge(self, groups: Sequence[Group]) -> list[Group]: ...
@@ -145,7 +148,9 @@ class Actor(Protocol):
 class Objective(Protocol):
     """What a stage collects and minimises.
 
-    epochs: passes over a step's groups. minibatch: groups per update over all ranks, 0 for all.
+    epochs: passes over a step's groups. minibatch: groups per update over all ranks, 0 for all. It may have:
+    reward_kl_weight, of the KL that the loop takes from the rewards of tokens; value_weight, above 0 where it trains
+    values; advantages = False where it samples and needs no estimator of them.
     """
 
     needs: Needs
@@ -208,6 +213,9 @@ class Rollouts(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[list[Rollout]]:
         """`sampling.n` rollouts for each prompt. seeds: one per prompt; a response does not depend on its batch."""
+
+    def rest(self) -> None:
+        """Nothing is sampled before the next `sync` or `generate`: free what an update can use."""
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None: ...
 

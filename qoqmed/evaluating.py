@@ -2,20 +2,82 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from qoqmed import registry
 from qoqmed.actor import Actor, Admitted, sort_out
-from qoqmed.config.schema import EvaluationConfig
+from qoqmed.config.schema import EvaluationConfig, Recipe
 from qoqmed.contracts import Dataset
 from qoqmed.errors import DataError
 from qoqmed.feeding import Feeder
-from qoqmed.metrics.predictions import prediction_of
+from qoqmed.metrics.predictions import prediction_of, write_predictions
 from qoqmed.parallel import gather
+from qoqmed.report.lookup import lookup
+from qoqmed.run import RunFolder
+from qoqmed.saving import TrainingState
 from qoqmed.types import Evaluation, Group, Prediction, Sampling
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The passes of one run. heard: is called after each, when its result is in the state."""
+
+    actor: Actor
+    splits: Mapping[str, Sequence[Dataset]]
+    sampling: Sampling
+    run: RunFolder
+    fabric: Fabric
+    loggers: Sequence[Any]
+    recipe: Recipe
+    heard: Callable[[], object]
+
+    def __call__(self, state: TrainingState, when: str, splits: Sequence[str]) -> bool:
+        """Metrics of each split that the recipe has; whether `evaluation.best` on `valid` is the best so far."""
+        better = False
+        for split in splits:
+            if split not in self.splits:
+                continue
+            self.run.beat(f"evaluate {split}", state.global_step)
+            result, predictions = evaluate_split(
+                self.actor,
+                self.splits[split],
+                self.recipe.evaluation,
+                self.sampling,
+                split=split,
+                when=when,
+                global_step=state.global_step,
+                seed=self.recipe.seed,
+                skip=self.run.skip,
+                rank=self.fabric.global_rank,
+                world=self.fabric.world_size,
+            )
+            state.evaluations.append(result)
+            if self.fabric.is_global_zero:
+                self.run.record(result)
+                write_predictions(self.run.path / f"predictions-{split}.jsonl", predictions)
+            for logger in self.loggers:
+                kinds = {"greedy": result.greedy, "sampled": result.sampled}
+                rows = {f"{split}/{kind}/{k}": v for kind, r in kinds.items() if r for k, v in r["overall"].items()}
+                logger.log_metrics(rows, state.global_step)
+            self.heard()
+            better |= split == "valid" and self._improved(state, result)
+        return better
+
+    def _improved(self, state: TrainingState, evaluation: Evaluation) -> bool:
+        """Whether `evaluation.best` is the best so far; remembers it. A wrong path is told at the start already."""
+        value = lookup(evaluation, self.recipe.evaluation.best, "evaluation.best")
+        worse = state.best is not None and value <= state.best
+        if state.global_step == 0 or worse or math.isnan(value):
+            return False
+        state.best = value
+        return True
 
 
 def evaluate_split(

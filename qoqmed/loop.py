@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qoqmed import checkpoint
-from qoqmed.actor import draws, sort_out
 from qoqmed.alarms import WINDOW, alarms, count_invalid, drifts, invalid_share, refuse_invalid, refuse_not_finite
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
+from qoqmed.collecting import Collected, Collector
+from qoqmed.dumping import write_dump
 from qoqmed.errors import UserError
-from qoqmed.estimating import Estimate, estimate
-from qoqmed.evaluating import evaluate_split
-from qoqmed.feeding import Feeder, drawn
+from qoqmed.estimating import Estimate, Known, estimate
+from qoqmed.evaluating import Evaluator
+from qoqmed.feeding import Feeder
 from qoqmed.interrupts import Interrupts
-from qoqmed.metrics.predictions import write_predictions
-from qoqmed.parallel import FSDP2Strategy, gather
-from qoqmed.report.lookup import lookup
+from qoqmed.parallel import FSDP2Strategy, add_up, gather
 from qoqmed.run import RunFolder
 from qoqmed.saving import Begun, Saver, TrainingState, training_state
-from qoqmed.statistics import domain_steps, facts, kl_of, metrics
+from qoqmed.statistics import domain_steps, facts, metrics
 from qoqmed.types import Evaluation, Group, StepReport
-from qoqmed.updating import Updater, build_optimizer, learning_rate, needs_old, score
+from qoqmed.updating import (
+    Broken,
+    Targets,
+    Updater,
+    build_optimizer,
+    known,
+    learning_rate,
+    needs_old,
+    score,
+    set_learning_rate,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class Loop:
         self.alarms: Sequence[str] = ()
         self.loggers = loggers(self.recipe, run.path) if self.is_global_zero else []
         self.callbacks = [*callbacks(self.recipe), Traces(self.recipe.traces, parts.loaded.tokenizer.decode)]
+        heard = partial(self.call, "on_validation_end")
+        self.evaluator = Evaluator(
+            self.actor, parts.splits, parts.sampling, run, parts.fabric, self.loggers, self.recipe, heard
+        )
 
     @property
     def global_step(self) -> int:
@@ -98,6 +109,10 @@ class Loop:
             self.save(stage, best=True)
         admit = partial(self.actor.admit_one, gold=stage.needs.gold)
         with Feeder(admit, self.actor.workers, self.actor.media) as self.feeder:
+            ranks = (self.fabric.global_rank, self.fabric.world_size)
+            self.collector = Collector(
+                self.actor, self.feeder, stage, self.parts.sampling, self.recipe.seed, *ranks, self.phase
+            )
             while self.state.step < stage.steps and not self.should_stop:
                 self.step(stage)
                 if self.interrupted():
@@ -124,13 +139,10 @@ class Loop:
         """The life of one batch."""
         self.seconds, self.begun = {}, Begun.of(stage, self.state)
         lr = learning_rate(stage.config.optimizer, self.state.step, stage.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
 
-        with self.phase("data"):
-            orders, admitted = self.draw(stage)
-        with self.phase("collect"):
-            groups = self.collect(stage, orders, admitted)
+        made = self.collect(stage)
+        self.groups = groups = made.groups
         with self.phase("score"):
             temperature = self.recipe.rollout.temperature if stage.needs.rollouts else 1.0
             old = needs_old(stage, self.recipe.rollout, self.actor.engine)
@@ -140,20 +152,18 @@ class Loop:
                 # The policy still is the reference: their KL is 0, not the difference between two ways to compute it.
                 scored = replace(scored, old=scored.reference)
         with self.phase("advantage"):
-            estimated = self.estimate(stage, groups, orders, kl_of(groups, scored) if stage.needs.kl else None)
-            self.advantages = estimated.advantages if estimated else ()
+            estimated = self.estimate(stage, made, known(stage, groups, scored))
+            self.advantages = (*(estimated.advantages if estimated else ()), *(() for _ in made.left_out))
         with self.phase("update"):
-            updated = self.updater(stage, temperature)(groups, scored, estimated.advantages if estimated else None)
+            targets = Targets(estimated.tokens, estimated.returns) if estimated else None
+            updated = self.updater(stage, temperature)(groups, scored, targets)
         with self.phase("sync"):
-            self.actor.engine.sync(self.module.weights())
+            failed = self.synced()
 
         self.state.step += 1
         self.state.global_step += 1
-        everyone = facts(groups)
-        numbers = metrics(everyone, updated, estimated, lr, self.seconds) | {"skipped_cases": float(self.state.skipped)}
-        numbers |= self.feeder.figures()
-        if stage.advantage:
-            numbers["rollouts/invalid_share"] = invalid_share(self.state.invalid)
+        everyone = facts((*groups, *made.left_out))
+        numbers = metrics(everyone, updated, estimated, lr, self.seconds) | self.counts(made)
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
         step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
         self.state.not_finite = self.state.not_finite + 1 if updated.skipped else 0
@@ -162,36 +172,40 @@ class Loop:
         self.state.drifting = drifts(numbers, self.recipe.rollout)
         for alarm in self.alarms:
             self.run.warn(f"step {self.global_step}: {alarm}")
-        self.report(stage, groups, step)
-        self.stop(stage, refuse_not_finite(self.state.not_finite, self.recipe.trainer.max_skipped, stage.config.name))
+        self.report(stage, (*groups, *made.left_out), step)
+        limit = self.recipe.trainer.max_skipped
+        self.stop(stage, [*failed, *refuse_not_finite(self.state.not_finite, limit, stage.config.name)])
 
-    def draw(self, stage: Stage) -> tuple[list[int], Any]:
-        """The step's cases; this rank's are every world-th. orders: their places in the step."""
-        mine = drawn(stage, stage.sampler, self.fabric.global_rank, self.fabric.world_size)
-        admitted = sort_out(self.feeder.take([place for _, place in mine]))
-        if self.actor.on_error == "stop":
-            self.stop(stage, admitted.refused, undo=True)
-        for error in admitted.refused:
-            self.run.skip(error)
-        self.state.skipped += sum(gather(len(admitted.refused)))
-        if self.state.step + 1 < stage.steps:
-            then = drawn(stage, copy(stage.sampler), self.fabric.global_rank, self.fabric.world_size)
-            self.feeder.ahead([place for _, place in then])
-        return [mine[place][0] for place in admitted.kept], admitted
-
-    def collect(self, stage: Stage, orders: Sequence[int], admitted: Any) -> list[Group]:
+    def collect(self, stage: Stage) -> Collected:
         """The step's groups of this rank."""
-        key = (self.recipe.seed, stage.config.name, self.state.step)
-        actor = self.actor.at(admitted, self.parts.sampling, *key, draws=draws(orders, admitted.cases))
         self.module.eval()
-        groups, errors = list[Group](), list[UserError]()
-        try:
-            groups = stage.objective.collect(admitted.cases, actor)
-        except UserError as error:  # told to the other ranks, which would wait for this one for ever
-            errors = [error]
-        self.stop(stage, errors, undo=True)
+        made = self.collector(self.state.step)
+        self.stop(stage, made.errors, undo=True)
+        for error in made.refused:
+            self.run.skip(error)
+        self.state.skipped += sum(gather(len(made.refused)))
+        self.actor.engine.rest()
         self.module.train()
-        return groups
+        return made
+
+    def counts(self, made: Collected) -> dict[str, float]:
+        """What a step took, beside what it taught."""
+        out = {"skipped_cases": float(self.state.skipped)} | self.feeder.figures()
+        if self.stage.advantage is not None or made.numbers.get("sampled"):
+            total = add_up(made.numbers)
+            out["time/reward"] = total.get("time/reward", 0.0) / self.fabric.world_size
+            out["rollouts/sampled"] = total.get("sampled", 0.0)
+            out["rollouts/left_out_groups"] = float(sum(gather(len(made.left_out))))
+            out["rollouts/invalid_share"] = invalid_share(self.state.invalid)
+        return out
+
+    def synced(self) -> list[UserError]:
+        """New weights for the engine; what went wrong, which must not cost the update."""
+        try:
+            self.actor.engine.sync(self.module.weights())
+        except UserError as error:  # raised by `stop`, after the step is counted and saved
+            return [error]
+        return []
 
     def stop(self, stage: Stage, errors: Sequence[UserError], undo: bool = False) -> None:
         """Where a rank has met what ends the run: save, so that nothing is lost, and raise it on every rank.
@@ -208,13 +222,16 @@ class Loop:
             self.save(stage)
         raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
 
-    def estimate(self, stage: Stage, groups: Sequence[Group], orders: Sequence[int], kl: Any) -> Estimate | None:
-        if stage.advantage is None or not any(gather(len(groups))):
+    def estimate(self, stage: Stage, made: Collected, known: Known) -> Estimate | None:
+        groups = made.groups
+        if stage.advantage is None:
             return None
-        invalid = count_invalid(groups)
+        invalid = count_invalid((*groups, *made.left_out))
         self.state.invalid = [*self.state.invalid, (invalid.rollouts, invalid.total)][-WINDOW:]
         self.stop(stage, refuse_invalid(invalid, self.state.invalid, self.recipe.trainer.max_invalid), undo=True)
-        estimated = estimate(stage.advantage, groups, orders, kl)
+        if not any(gather(len(groups))):
+            return None
+        estimated = estimate(stage.advantage, groups, made.orders, known)
         for warning in (*estimated.all_ranks.warnings, *invalid.warnings):
             self.run.warn(f"step {self.global_step + 1}: {warning}")
         return estimated
@@ -224,7 +241,16 @@ class Loop:
         return Updater(
             *(self.fabric, self.module, self.optimizer, stage.objective),
             *(trainer.tokens_per_pack, temperature, self.recipe.rollout.max_new_tokens, trainer.max_grad_norm),
+            on_broken=self.dump,
         )
+
+    def dump(self, broken: Sequence[Broken]) -> None:
+        """Keep what an update that was left out had come from, as far as the recipe's `traces` let it be kept."""
+        folder, rank = self.run.path / "dumps", self.fabric.global_rank
+        for number, one in enumerate(broken):
+            path = folder / f"step-{self.global_step + 1:08d}-{rank:05d}-{number}.safetensors"
+            write_dump(path, one, self.groups, self.recipe.traces)
+            self.run.warn(f"step {self.global_step + 1}: update left out; its pack is kept in {path}")
 
     def report(self, stage: Stage, groups: Sequence[Group], step: StepReport) -> None:
         rows = dict(step.metrics)
@@ -237,49 +263,18 @@ class Loop:
     def evaluate(self, when: str, splits: Sequence[str] = ("valid", "test")) -> bool:
         """Metrics of each split that the recipe has; whether `evaluation.best` on `valid` is the best so far."""
         self.module.eval()
-        better = False
-        for split in splits:
-            if split not in self.parts.splits:
-                continue
-            self.run.beat(f"evaluate {split}", self.global_step)
-            result, predictions = evaluate_split(
-                self.actor,
-                self.parts.splits[split],
-                self.recipe.evaluation,
-                self.parts.sampling,
-                split=split,
-                when=when,
-                global_step=self.global_step,
-                seed=self.recipe.seed,
-                skip=self.run.skip,
-                rank=self.fabric.global_rank,
-                world=self.fabric.world_size,
-            )
-            self.state.evaluations.append(result)
-            if self.is_global_zero:
-                self.run.record(result)
-                write_predictions(self.run.path / f"predictions-{split}.jsonl", predictions)
-            for logger in self.loggers:
-                kinds = {"greedy": result.greedy, "sampled": result.sampled}
-                rows = {f"{split}/{kind}/{k}": v for kind, r in kinds.items() if r for k, v in r["overall"].items()}
-                logger.log_metrics(rows, self.global_step)
-            self.call("on_validation_end")
-            better |= split == "valid" and self.improved(result)
+        try:
+            better = self.evaluator(self.state, when, splits)
+        except UserError:
+            if self.state.step and self.fabric.world_size == 1:  # among several ranks the others may not have met it
+                self.save(self.parts.stages[self.state.stage])
+            raise
         self.module.train()
         return better
 
-    def improved(self, evaluation: Evaluation) -> bool:
-        """Whether `evaluation.best` is the best so far; remembers it. A wrong path is told at the start already."""
-        value = lookup(evaluation, self.recipe.evaluation.best, "evaluation.best")
-        worse = self.state.best is not None and value <= self.state.best
-        if self.global_step == 0 or worse or math.isnan(value):
-            return False
-        self.state.best = value
-        return True
-
     def start_stage(self, stage: Stage) -> None:
         """Choose what trains, freeze the reference (or take the stage's saved one), build the optimizer."""
-        self.module.choose(stage.config.train)
+        self.module.choose(stage.config.train, stage.needs.values)
         if stage.needs.reference:
             if self.state.step == 0:
                 self.module.freeze_reference()
@@ -320,7 +315,7 @@ class Loop:
         self.run.beat(name, self.global_step)
         started = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def call(self, hook: str, **arguments: Any) -> None:
         for callback in self.callbacks:

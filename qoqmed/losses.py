@@ -25,9 +25,12 @@ class TokenTable:
 
     log_probs [N] float, nats, with gradient. entropies [N] float, nats, with gradient where the objective weighs them.
     old_log_probs [N]: of the policy that the ratio is taken to; None: the current one (ratio 1, first update).
-    reference_log_probs [N]: of the frozen start policy. advantages [N]: each response's, repeated over its tokens.
+    reference_log_probs [N]: of the frozen start policy. advantages [N]: of tokens; most estimators give one a response.
     behaviour_log_probs [N]: of the engine that sampled the tokens; None: nobody did (gold answers).
+    values [N] float32, with gradient: of the value head before each token. old_values [N]: before the step's updates.
+    returns [N]: what the values learn.
     response [N] long: the token's response, 0..n-1 within this table. lengths [n] long: tokens of each response.
+    group [n] long: the group that each response is of; those of one group are next to each other.
     sequences_total, tokens_total: trainable responses and their tokens in the minibatch, all micro-batches and ranks.
     max_length: tokens, the constant of "dr_grpo" (the recipe's max_new_tokens).
     """
@@ -43,6 +46,10 @@ class TokenTable:
     reference_log_probs: Tensor | None = None
     advantages: Tensor | None = None
     behaviour_log_probs: Tensor | None = None
+    values: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+    group: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,36 @@ class Loss:
 
 
 def clipped_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) of each token, ratio = exp(log_probs - old). All [N].
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) of each token, ratio = exp(log_ratio). All [N].
 
+    dual_clip: where A < 0 the loss is at most -dual_clip A, and beyond it has no gradient (Ye et al. 2020, eq. 5).
     Returns the loss and two bool indicators of clipping that acts: low (A < 0) and high (A > 0).
     """
-    ratio = torch.exp(log_probs - old_log_probs)
+    ratio = torch.exp(log_ratio)
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
     return loss, (ratio < 1 - clip_low) & (advantages < 0), (ratio > 1 + clip_high) & (advantages > 0)
+
+
+def sequence_ratio(log_ratio: Tensor, table: TokenTable) -> Tensor:
+    """Mean of a response's log ratios, for each of its tokens: [N] -> [N] (GSPO, arXiv 2507.18071, eq. 7)."""
+    means = log_ratio.new_zeros(len(table.lengths)).index_add(0, table.response, log_ratio) / table.lengths
+    return means[table.response]
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """max((v - R)^2, (clip(v, old - clip, old + clip) - R)^2) / 2 of each token, [N]; where the clip acts, [N] bool.
+
+    PPO's clipped value loss as TRL and verl have it. clip None: (v - R)^2 / 2.
+    """
+    plain = (values - returns).square()
+    if clip is None:
+        return 0.5 * plain, torch.zeros_like(plain, dtype=torch.bool)
+    held = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    return 0.5 * torch.maximum(plain, held), held > plain
 
 
 def importance_ratio(log_ratio: Tensor, table: TokenTable, how: str) -> Tensor:
@@ -91,8 +119,9 @@ def importance_ratio(log_ratio: Tensor, table: TokenTable, how: str) -> Tensor:
 def kl(estimator: str, log_probs: Tensor, reference: Tensor) -> Tensor:
     """Estimate of KL(policy || reference) of each token sampled from the policy, nats, [N] -> [N]; differentiable.
 
-    k1 = log p - log ref (unbiased; as a loss its expected gradient is 0); k2 = k1^2 / 2 (as a loss: the gradient of the
-    reverse KL); k3 = exp(-k1) + k1 - 1 (unbiased and never negative). Schulman 2020, "Approximating KL divergence".
+    k1 = log p - log ref (unbiased; as a loss its expected gradient is 0: it belongs in the reward); k2 = k1^2 / 2 (as a
+    loss: the gradient of the reverse KL); k3 = exp(-k1) + k1 - 1 (unbiased and never negative). Schulman 2020,
+    "Approximating KL divergence".
     """
     log_ratio = log_probs - reference
     if estimator == "k1":
@@ -128,9 +157,3 @@ def whole(value: Tensor, table: TokenTable) -> tuple[Tensor, Tensor]:
     """(sum, count) that add up to an aggregated value over the minibatch's tables: an entry of `Loss.sums`."""
     count = torch.tensor(float(len(table.lengths)), dtype=torch.float64, device=value.device)
     return value.detach().double() * table.sequences_total, count
-
-
-def sequence_kl_k3(old_log_probs: Tensor, reference: Tensor, response: Tensor, count: int) -> Tensor:
-    """Sum over each response's tokens of k3(pi_old || pi_ref), nats: [N], [N], response [N] long -> [count] float64."""
-    per_token = kl("k3", old_log_probs.detach().double(), reference.detach().double())
-    return per_token.new_zeros(count).index_add_(0, response, per_token)

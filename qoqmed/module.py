@@ -26,14 +26,18 @@ from lightning.pytorch import LightningModule  # noqa: E402
 
 @dataclass(frozen=True)
 class Scores:
-    """No-grad log-probs of one pack's response tokens, [N] float32 each, or None where nothing needs them.
+    """Of one pack's response tokens, [N] float32 each, or None where nothing needs them.
 
-    behaviour: of the engine that sampled them.
+    old, reference: no-grad log-probs. behaviour: those of the engine that sampled them. values: of the value head
+    before the update. advantages, returns: what the estimator gave.
     """
 
     old: Tensor | None
     reference: Tensor | None
     behaviour: Tensor | None = None
+    values: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,30 +139,29 @@ class ClinicalPolicyModule(LightningModule):
 
     @torch.no_grad()
     def score(self, packs: Sequence[Pack], temperature: float, *, old: bool, reference: bool) -> list[Scores]:
-        """Only the log-probs that are needed: of the policy as it is (`old`), of the reference."""
+        """Only what is needed: log-probs of the policy as it is (`old`, with its values) and of the reference."""
         out = []
         for pack in packs:
-            mine = self(pack, temperature).log_probs if old else None
+            mine = self(pack, temperature) if old else None
             theirs = None
             if reference:
                 assert self.reference is not None
                 theirs = self.reference(pack, temperature).log_probs
-            out.append(Scores(mine, theirs))
+            out.append(Scores(mine and mine.log_probs, theirs, values=mine and mine.values))
         return out
 
     def training_step(
         self,
         pack: Pack,
         scores: Scores,
-        advantages: Tensor | None,
         objective: Objective,
         totals: Totals,
         temperature: float,
         max_length: int,
     ) -> Micro:
-        """One micro-batch. advantages: [n] float32, one per response of the pack, or None."""
+        """One micro-batch."""
         entropy_grad = getattr(objective, "entropy_weight", 0.0) != 0
-        out = self(pack, temperature, entropy=advantages is not None, entropy_grad=entropy_grad)
+        out = self(pack, temperature, entropy=scores.advantages is not None, entropy_grad=entropy_grad)
         device = out.log_probs.device
         response, keep = pack.response.to(device), pack.trainable.to(device)
         chosen = keep[response]  # [N]
@@ -177,15 +180,21 @@ class ClinicalPolicyModule(LightningModule):
             entropies=pick(out.entropies),
             old_log_probs=pick(scores.old),
             reference_log_probs=pick(scores.reference),
-            advantages=None if advantages is None else advantages.to(device)[response][chosen],
+            advantages=pick(scores.advantages),
             behaviour_log_probs=pick(scores.behaviour),
+            values=pick(out.values),
+            old_values=pick(scores.values),
+            returns=pick(scores.returns),
+            group=torch.tensor([group for group, _ in pack.members], device=device)[keep],
         )
         entropies = None if out.entropies is None else out.entropies.detach()
         return Micro(objective.loss(table), out.log_probs.detach(), entropies)
 
-    def choose(self, parts: Sequence[str]) -> None:
-        """Only the named parts train; the rest is frozen and holds no optimizer state."""
+    def choose(self, parts: Sequence[str], values: bool = False) -> None:
+        """Only the named parts train, with `values` the value head too; the rest is frozen, without optimizer state."""
         self.policy.requires_grad_(False)
+        if values and self.policy.value_head is not None:
+            self.policy.value_head.requires_grad_(True)
         for part in parts:
             for parameter in self.policy.part(part):
                 parameter.requires_grad_(True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from qoqmed.advantages.table import Advantages
-from qoqmed.estimating import Estimate, sequence_kl
+from qoqmed.estimating import Estimate
 from qoqmed.parallel import gather
 from qoqmed.types import DomainStep, Group
-from qoqmed.updating import Scored, Updated
+from qoqmed.updating import Updated
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,6 @@ def domain_steps(everyone: Sequence[GroupFacts], advantages: Advantages | None) 
             clusters = len(stats.clusters) or None
             out[domain] = DomainStep(stats.n, stats.mean_reward, stats.temperature, clusters, stats.share)
     return out
-
-
-def kl_of(groups: Sequence[Group], scored: Scored) -> list[list[float]] | None:
-    """Sequence KL per rollout, or None without reference log-probs."""
-    return sequence_kl(groups, scored.old, scored.reference) if scored.reference else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from qoqmed.config.schema import OptimizerConfig, RolloutConfig
 from qoqmed.contracts import Objective, Rollouts
-from qoqmed.estimating import Member
+from qoqmed.estimating import Known, Member, penalties, sequence_kl
 from qoqmed.losses import Loss
 from qoqmed.module import ClinicalPolicyModule, Scores, Totals
 from qoqmed.packing import Pack, pack
@@ -26,18 +26,23 @@ if TYPE_CHECKING:
 
     from qoqmed.build import Stage
 
+VALUE_LR = "value_lr"  # in a group of parameters: its learning rate as a multiple of the others'
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Per rollout of this rank: log-probs [tokens] of the policy before the update and of the reference, or nothing."""
+    """Per rollout of this rank, [tokens] each, or nothing: log-probs of the policy before the update and of the
+    reference, values before the update."""
 
     old: Mapping[Member, Tensor]
     reference: Mapping[Member, Tensor]
+    values: Mapping[Member, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Updated:
-    """numbers: means and extremes over all tokens and ranks, by name."""
+    """numbers: means and extremes over all tokens and ranks, by name. updates: steps of the optimizer; skipped: those
+    left out because the loss or its gradient was not finite; a minibatch without a trained response is neither."""
 
     numbers: Mapping[str, float]
     grad_norm: float
@@ -45,16 +50,55 @@ class Updated:
     skipped: int
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the update learns from, per rollout of this rank: advantages and returns of tokens, [tokens] each."""
+
+    advantages: Mapping[Member, Tensor]
+    returns: Mapping[Member, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A micro-batch of an update that was left out."""
+
+    pack: Pack
+    members: Sequence[Member]
+    scores: Scores
+    log_probs: Tensor
+    loss: float
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """norm: of the gradient; None where nothing was updated. log_probs: by rollout, of before the update."""
+
+    losses: Sequence[Loss]
+    norm: float | None
+    log_probs: Mapping[Member, Tensor]
+    empty: bool = False
+
+
 def build_optimizer(module: ClinicalPolicyModule, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, not on biases and norms."""
-    trained = list(module.trained().values())
+    """AdamW; weight decay on matrices only, not on biases, norms and the value head, which has its own `value_lr`."""
+    head = module.policy.value_head
+    values = [] if head is None else [p for p in head.parameters() if p.requires_grad]
+    held = {id(p) for p in values}
+    trained = [p for p in module.trained().values() if id(p) not in held]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": values, "weight_decay": 0.0, VALUE_LR: (config.value_lr or config.lr) / config.lr},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of every group of parameters; the value head's is in its own proportion to it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(VALUE_LR, 1.0)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -72,13 +116,19 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def needs_old(stage: Stage, rollout: RolloutConfig, engine: Rollouts) -> bool:
     """Whether the engine's log-probs can't stand in for those of the policy before the update (decision 2).
 
-    Where the ratio moves within a step, where sampling was not from the whole distribution, and where a sequence KL
-    would carry the difference of an engine that is not exact.
+    Where the ratio moves within a step, where sampling was not from the whole distribution, and where a KL in the
+    advantages would carry the difference of an engine that is not exact. Values come with them.
     """
     several = stage.objective.epochs > 1 or 0 < stage.objective.minibatch < stage.prompts
     cut = rollout.top_p < 1.0 or rollout.top_k > 0
-    biased = stage.needs.kl and not getattr(engine, "exact_log_probs", False)
-    return stage.needs.rollouts and (several or cut or biased)
+    by_kl = stage.needs.kl or reward_kl_weight(stage) > 0
+    biased = by_kl and not getattr(engine, "exact_log_probs", False)
+    return stage.needs.rollouts and (several or cut or biased or stage.needs.values)
+
+
+def reward_kl_weight(stage: Stage) -> float:
+    """What the stage's objective takes from rewards for the KL of each token; 0 where it does not."""
+    return float(getattr(stage.objective, "reward_kl_weight", 0.0))
 
 
 def score(
@@ -95,11 +145,23 @@ def score(
         return Scored({}, {})
     packs = pack(groups, budget)
     filled = level(packs)
-    mine, theirs = dict[Member, Tensor](), dict[Member, Tensor]()
+    mine, theirs, values = dict[Member, Tensor](), dict[Member, Tensor](), dict[Member, Tensor]()
     for item, scores in zip(packs, module.score(filled, temperature, old=old, reference=reference), strict=False):
         mine |= _by_member(item, scores.old)
         theirs |= _by_member(item, scores.reference)
-    return Scored(mine, theirs)
+        values |= _by_member(item, scores.values)
+    return Scored(mine, theirs, values)
+
+
+def known(stage: Stage, groups: Sequence[Group], scored: Scored) -> Known:
+    """What the stage's estimator and objective ask of the rollouts beside their rewards."""
+    pair, weight = (scored.old, scored.reference), reward_kl_weight(stage)
+    by_kl = stage.needs.kl and scored.reference
+    return Known(
+        sequence_kl(groups, *pair) if by_kl else None,
+        penalties(groups, *pair, weight) if weight else {},
+        scored.values if stage.needs.values else {},
+    )
 
 
 def level(packs: list[Pack]) -> list[Pack]:
@@ -132,10 +194,9 @@ class Updater:
     temperature: float
     max_length: int
     max_grad_norm: float
+    on_broken: Callable[[Sequence[Broken]], None] = lambda broken: None
 
-    def __call__(
-        self, groups: Sequence[Group], scored: Scored, advantages: Sequence[Sequence[float]] | None
-    ) -> Updated:
+    def __call__(self, groups: Sequence[Group], scored: Scored, targets: Targets | None) -> Updated:
         """Minibatches are cut from the groups in their order; denominators are those of all ranks."""
         world = self.fabric.world_size
         size = math.ceil(self.objective.minibatch / world) if self.objective.minibatch else len(groups)
@@ -144,13 +205,13 @@ class Updater:
         for epoch in range(self.objective.epochs):
             for number in range(count):
                 members = range(min(number * size, len(groups)), min((number + 1) * size, len(groups)))
-                losses, norm, log_probs = self._minibatch(list(members), groups, scored, advantages)
-                for loss in losses:
+                done = self._minibatch(list(members), groups, scored, targets)
+                for loss in done.losses:
                     tally.add(loss)
                 if epoch == 0 and number == 0:
-                    before = before or log_probs
-                skipped += norm is None
-                norms += [] if norm is None else [norm]
+                    before = before or done.log_probs
+                skipped += done.norm is None and not done.empty
+                norms += [] if done.norm is None else [done.norm]
         tally.difference(groups, before)
         return Updated(
             numbers=tally.all_ranks(),
@@ -160,42 +221,34 @@ class Updater:
         )
 
     def _minibatch(
-        self,
-        members: list[int],
-        groups: Sequence[Group],
-        scored: Scored,
-        advantages: Sequence[Sequence[float]] | None,
-    ) -> tuple[list[Loss], float | None, dict[Member, Tensor]]:
-        """The micro-batches' losses, the gradient's norm where it was finite, log-probs of before the update."""
+        self, members: list[int], groups: Sequence[Group], scored: Scored, targets: Targets | None
+    ) -> Minibatch:
         batch = [groups[g] for g in members]
         totals = self._totals(batch)
         packs = pack(batch, self.budget)
         forwards = level(packs)
         if totals.sequences == 0:
-            return [], None, {}
-        losses, log_probs = list[Loss](), dict[Member, Tensor]()
+            return Minibatch([], None, {}, empty=True)
+        losses, log_probs, done = list[Loss](), dict[Member, Tensor](), list[Broken]()
         for number, item in enumerate(forwards):
             real = number < len(packs)
             places = [(members[g], i) for g, i in item.members] if real else []
-            weights = None if advantages is None else torch.zeros(len(item.members))
-            if advantages is not None and real:
-                weights = torch.tensor([advantages[g][i] for g, i in places])
-            micro = self.module.training_step(
-                item,
-                Scores(_gathered(scored.old, places), _gathered(scored.reference, places), _behaviour(groups, places)),
-                weights,
-                self.objective,
-                totals,
-                self.temperature,
-                self.max_length,
-            )
+            scores = _scores(groups, scored, targets, places)
+            if targets is not None and not real:
+                scores = replace(scores, advantages=torch.zeros(len(item.targets)))
+            micro = self.module.training_step(item, scores, self.objective, totals, self.temperature, self.max_length)
             self._sync(number == len(forwards) - 1)
             scale = float(self.fabric.world_size) if real else 0.0  # gradients are averaged over ranks
             self.fabric.backward(micro.loss.value * scale)
             if real:
                 losses.append(micro.loss)
                 log_probs |= zip(places, torch.split(micro.log_probs, item.lengths.tolist()), strict=True)
-        return losses, self._step(), log_probs
+                done.append(Broken(item, places, scores, micro.log_probs, float(micro.loss.value.detach())))
+        norm = self._step()
+        if norm is None:
+            bad = [one for one in done if not math.isfinite(one.loss)]
+            self.on_broken(bad or done)
+        return Minibatch(losses, norm, log_probs)
 
     def _step(self) -> float | None:
         """Clip and step; gradients that are not finite leave the weights as they are (None)."""
@@ -227,6 +280,18 @@ class Updater:
 
 def _gathered(values: Mapping[Member, Tensor], places: Sequence[Member]) -> Tensor | None:
     return torch.cat([values[place] for place in places]) if values and places else None
+
+
+def _scores(groups: Sequence[Group], scored: Scored, targets: Targets | None, places: Sequence[Member]) -> Scores:
+    """What is known of a pack's tokens."""
+    return Scores(
+        _gathered(scored.old, places),
+        _gathered(scored.reference, places),
+        _behaviour(groups, places),
+        _gathered(scored.values, places),
+        None if targets is None else _gathered(targets.advantages, places),
+        None if targets is None else _gathered(targets.returns, places),
+    )
 
 
 def _behaviour(groups: Sequence[Group], places: Sequence[Member]) -> Tensor | None:

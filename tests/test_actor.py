@@ -61,5 +61,5 @@ def test_a_gold_answer_holds_no_special_token(text: str) -> None:
         special=frozenset({"<|image_pad|>", "<|im_end|>"}),
     )
     nothing: Any = None
-    with pytest.raises(DataError, match=r"row-7: the gold answer holds a special token(.|\n)*<\|im"):
+    with pytest.raises(DataError, match=r"row-7: an answer holds a special token(.|\n)*<\|im"):
         Actor(nothing, prompter, nothing, {}, {}, nothing).gold(case("row-7"), nothing)

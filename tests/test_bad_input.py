@@ -236,7 +236,7 @@ def test_rows_without_a_usable_gold_answer_are_told_together(
 ) -> None:
     told = refused(without_gold(tmp_path), capsys=capsys)
     assert told.startswith("2 errors:")
-    assert "eye-1: the gold answer holds a special token of the model" in told and "<|image_pad|>" in told
+    assert "eye-1: an answer holds a special token of the model" in told and "<|image_pad|>" in told
     assert "eye-3: a gold response needs boxes" in told
 
 

@@ -169,7 +169,8 @@ def update(
     """The update's numbers and the gradient of each of its steps."""
     fabric: Any = SimpleNamespace(world_size=1, backward=lambda loss: loss.backward())
     recorder, objective = Recorder(module, move), PolicyGradient(kl_weight=0.0, **options)
-    done = Updater(fabric, module, recorder, objective, budget, TEMPERATURE, 16, 1e9)(groups, scored, ADVANTAGES)
+    updater = Updater(fabric, module, recorder, objective, budget, TEMPERATURE, 16, 1e9)
+    done = updater(groups, scored, tiny.targets(groups, ADVANTAGES))
     return done.numbers, recorder.steps
 
 

@@ -352,7 +352,8 @@ def step_gradients(policy: ClinicalPolicy, groups: Sequence[Group], budget: int,
     totals = Totals(sequences=5.0, tokens=60.0)
     for item in pack(groups, budget):
         weights = torch.tensor([advantages[groups[g].rollouts[i].text] for g, i in item.members])
-        micro = module.training_step(item, Scores(None, None), weights, objective, totals, 1.0, 32)
+        scores = Scores(None, None, advantages=weights[item.response])
+        micro = module.training_step(item, scores, objective, totals, 1.0, 32)
         micro.loss.value.backward()
     return gradients(policy)
 

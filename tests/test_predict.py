@@ -41,6 +41,9 @@ class Scripted:
         self.seen.write_text(json.dumps(told))
         return [[Rollout("predict", 0, (5, 6, 2), self.text, (-0.5, -1.0, 0.0), "stop", seeds[0])]]
 
+    def rest(self):
+        pass
+
     def sync(self, weights):
         pass
 

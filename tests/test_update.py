@@ -17,7 +17,7 @@ from torch import Tensor
 from qoqmed import estimating, updating
 from qoqmed.advantages.table import Advantages, Diagnostics, RewardTable
 from qoqmed.config.schema import OptimizerConfig
-from qoqmed.estimating import Member, Row, estimate, sequence_kl, table
+from qoqmed.estimating import Known, Member, Row, estimate, sequence_kl, table
 from qoqmed.losses import Loss, TokenTable
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.objectives.policy_gradient import PolicyGradient
@@ -147,7 +147,7 @@ def test_the_gradient_is_that_of_the_objective_by_hand(
     """In one pack, in several, and in one for each response."""
     objective = PolicyGradient(clip_low=0.2, clip_high=0.3, kl_weight=0.5, aggregate=aggregate)
     update, recorder = updater(module, fabric, objective, budget=budget)
-    done = update(groups, scored, ADVANTAGES)
+    done = update(groups, scored, tiny.targets(groups, ADVANTAGES))
     expected = grpo_by_hand(plain, groups, scored, trainable(0, 1, 2), aggregate == "token")
     (found,) = recorder.steps
     assert_close(found, expected)
@@ -162,7 +162,10 @@ def test_packs_do_not_show_in_the_numbers(
 ) -> None:
     one, _ = updater(module, fabric, PolicyGradient(kl_weight=0.5))
     several, _ = updater(module, fabric, PolicyGradient(kl_weight=0.5), budget=budget)
-    expected, found = one(groups, scored, ADVANTAGES), several(groups, scored, ADVANTAGES)
+    expected, found = (
+        one(groups, scored, tiny.targets(groups, ADVANTAGES)),
+        several(groups, scored, tiny.targets(groups, ADVANTAGES)),
+    )
     assert found.numbers == pytest.approx(expected.numbers, rel=1e-4)
     assert set(found.numbers) == {"loss", "kl", "entropy", "clip_ratio/low", "clip_ratio/high"}
     assert len(pack(groups, budget)) > len(pack(groups, one.budget))
@@ -175,7 +178,7 @@ def test_each_minibatch_has_its_own_totals(
     gradient is zero, as it is under FSDP."""
     objective = PolicyGradient(clip_low=0.2, clip_high=0.3, kl_weight=0.5, epochs=2, minibatch=2)
     update, recorder = updater(module, fabric, objective, budget=90)
-    done = update(groups, scored, ADVANTAGES)
+    done = update(groups, scored, tiny.targets(groups, ADVANTAGES))
     assert done.updates == len(recorder.steps) == 4
     for number, chosen in enumerate([(0, 1), (2,), (0, 1), (2,)]):
         expected = grpo_by_hand(plain, groups, scored, trainable(*chosen), False)
@@ -189,7 +192,7 @@ def test_two_ranks_average_to_one_process(
     """Rank 0 has group a, rank 1 has b and c; totals are those of both, and FSDP averages gradients."""
     objective = PolicyGradient(kl_weight=0.5)
     alone, recorder = updater(module, fabric, objective)
-    alone(groups, scored, ADVANTAGES)
+    alone(groups, scored, tiny.targets(groups, ADVANTAGES))
     (expected,) = recorder.steps
     trained = [len(groups[g].rollouts[i].token_ids) for g, i in trainable(0, 1, 2)]
     totals = {"sequences": float(len(trained)), "tokens": float(sum(trained))}
@@ -201,7 +204,8 @@ def test_two_ranks_average_to_one_process(
             {(chosen.index(g), i): value for (g, i), value in scored.old.items() if g in chosen},
             {(chosen.index(g), i): value for (g, i), value in scored.reference.items() if g in chosen},
         )
-        update([groups[g] for g in chosen], own, [ADVANTAGES[g] for g in chosen])
+        held = [groups[g] for g in chosen]
+        update(held, own, tiny.targets(held, [ADVANTAGES[g] for g in chosen]))
         parts.append(recorder.steps[0])
     zero = {name: torch.zeros_like(value) for name, value in expected.items()}
     assert_close({name: sum((zero | part)[name] for part in parts) / 2 for name in expected}, expected)
@@ -245,7 +249,7 @@ def test_the_gap_between_engine_and_trainer_is_measured_before_the_first_update(
         ]
         sampled.append(replace(group, rollouts=tuple(rollouts)))
     update, _ = updater(module, fabric, PolicyGradient(kl_weight=0.0, minibatch=2))
-    done = update(sampled, Scored({}, {}), ADVANTAGES)
+    done = update(sampled, Scored({}, {}), tiny.targets(sampled, ADVANTAGES))
     count = sum(LENGTHS[0]) + sum(LENGTHS[1])
     assert done.numbers["sampling/logp_difference/max"] == pytest.approx(0.5, abs=1e-4)
     assert done.numbers["sampling/logp_difference/mean"] == pytest.approx((0.01 * (count - 1) + 0.5) / count, abs=1e-4)
@@ -291,10 +295,12 @@ def test_where_every_step_is_skipped_nothing_changes(module: Any, groups: list[G
 def test_a_minibatch_in_which_nothing_trains_makes_no_step(module: Any, groups: list[Group], fabric: Any) -> None:
     idle = [replace(group, trainable=(False,) * 3) for group in groups]
     update, recorder = updater(module, fabric, PolicyGradient(kl_weight=0.0))
-    done = update(idle, Scored({}, {}), ADVANTAGES)
-    assert (done.updates, recorder.steps) == (0, [])
+    done = update(idle, Scored({}, {}), tiny.targets(idle, ADVANTAGES))
+    assert (done.updates, done.skipped, recorder.steps) == (0, 0, [])
     mixed, recorder = updater(module, fabric, PolicyGradient(kl_weight=0.0, minibatch=1))
-    assert mixed([idle[0], groups[1], idle[2]], Scored({}, {}), ADVANTAGES).updates == 1
+    some = [idle[0], groups[1], idle[2]]
+    done = mixed(some, Scored({}, {}), tiny.targets(some, ADVANTAGES))
+    assert (done.updates, done.skipped) == (1, 0)
     assert len(recorder.steps) == 1
 
 
@@ -449,7 +455,7 @@ def test_the_estimator_sees_questions_by_their_global_index() -> None:
     """Groups of indices 7, 2 and 5: the table has them as 2, 5, 7, and each group gets its own back."""
     estimator = Numbering()
     groups = [judged("seven", [1.0, 2.0]), judged("two", [3.0, 4.0]), judged("five", [5.0, 6.0])]
-    found = estimate(estimator, groups, [7, 2, 5], [[0.7, 0.7], [0.2, 0.2], [0.5, 0.5]])
+    found = estimate(estimator, groups, [7, 2, 5], Known([[0.7, 0.7], [0.2, 0.2], [0.5, 0.5]]))
     (seen,) = estimator.tables
     assert seen.questions == ("two", "five", "seven")
     assert seen.domains == ("domain of two", "domain of five", "domain of seven")
@@ -466,12 +472,12 @@ def test_ranks_see_one_table_and_keep_their_own(monkeypatch: pytest.MonkeyPatch)
     sent: list[Any] = []
     monkeypatch.setattr(estimating, "gather", lambda rows: sent.append(rows) or [rows])
     for share in shares:
-        estimate(Numbering(), [every[order] for order in share], share, None)
+        estimate(Numbering(), [every[order] for order in share], share, Known())
     both = list(sent)
     monkeypatch.setattr(estimating, "gather", lambda rows: both)
     for share in shares:
         estimator = Numbering()
-        found = estimate(estimator, [every[order] for order in share], share, None)
+        found = estimate(estimator, [every[order] for order in share], share, Known())
         assert estimator.tables[0].reward.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         assert found.advantages == tuple((2.0 * order, 2.0 * order + 1) for order in share)
 

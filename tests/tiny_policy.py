@@ -20,6 +20,7 @@ from qoqmed.policy.loading import Loaded, load_tiny
 from qoqmed.policy.policy import ClinicalPolicy
 from qoqmed.policy.prompting import Prompter
 from qoqmed.types import Case, Group, Medium, Rollout, Target
+from qoqmed.updating import Targets
 
 OPTIONS = {"hidden": 64, "layers": 2, "heads": 4, "vision_hidden": 32, "vision_layers": 2, "vocabulary": 340}
 SHARP = 0.16
@@ -166,3 +167,15 @@ def _allowed(plain: ClinicalPolicy, logits: Tensor) -> Tensor:
 
 def _dtype(plain: ClinicalPolicy) -> torch.dtype:
     return next(plain.parameters()).dtype
+
+
+def targets(groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> Targets:
+    """One advantage a response."""
+    pairs = enumerate(zip(groups, advantages, strict=False))
+    return Targets(
+        {
+            (g, i): torch.full((len(rollout.token_ids),), own[i])
+            for g, (group, own) in pairs
+            for i, rollout in enumerate(group.rollouts)
+        }
+    )

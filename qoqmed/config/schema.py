@@ -138,6 +138,7 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class StageData:
     domains: str | tuple[str, ...] = "all"
+    balanced: bool = False  # every domain equally often in an epoch of the same length
     train: tuple[Node, ...] | None = option(None, group="datasets")  # null: the recipe's data.train
 
 
@@ -145,6 +146,7 @@ class StageData:
 class OptimizerConfig:
     name: str = option("adamw", choices=("adamw",))
     lr: float = option(1e-6, above=0.0)
+    value_lr: float | None = option(None, above=0.0)  # of the value head; null: lr
     weight_decay: float = option(0.01, low=0.0)
     beta1: float = option(0.9, low=0.0, high=1.0)
     beta2: float = option(0.999, low=0.0, high=1.0)
@@ -156,7 +158,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """extends: the earlier stage whose keys this one starts from. steps: an upper bound beside `epochs`."""
+    """extends: the earlier stage whose keys this one starts from. steps: an upper bound beside `epochs`.
+
+    equal_groups: groups whose rewards are all equal teach nothing. keep; drop them from the update; or resample: drop
+    them and draw further cases, at most `rounds` times the step's prompts, until the step has its prompts (DAPO).
+    """
 
     name: str
     objective: Node = field(metadata={"group": "objectives"})
@@ -167,6 +173,8 @@ class StageConfig:
     epochs: float = option(1.0, above=0.0)
     steps: int | None = option(None, low=1)
     prompts: int | None = option(None, low=1)  # null: rollout.prompts
+    equal_groups: str = option("keep", choices=("keep", "drop", "resample"))
+    rounds: int = option(3, low=1)
     extends: str | None = None
 
 

@@ -22,10 +22,12 @@ from qoqmed.policy.attention import Decode, Packed, Prefill, Segments
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per response token of a pack, in its order: log_probs [N] float32 (nats); entropies [N] float32 or None."""
+    """Per response token of a pack, in its order, [N] float32: log_probs (nats); entropies, or None; values, of the
+    state before the token, where the policy has a value head."""
 
     log_probs: Tensor
     entropies: Tensor | None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Prefix:
 class ClinicalPolicy(nn.Module):
     """Hosts the clinical model: a plugin of `qoqmed.backbones` with its encoders and projectors.
 
-    banned: [V] bool buffer, True for ids that are neither sampled nor in the softmax.
+    banned: [V] bool buffer, True for ids that are neither sampled nor in the softmax. value_head: of hidden states,
+    where something needs values; no part of the model that is exported.
     """
 
     banned: Tensor
@@ -51,8 +54,16 @@ class ClinicalPolicy(nn.Module):
         self.model = model
         self.register_buffer("banned", banned, persistent=False)
         self.logprob_chunk = logprob_chunk
+        self.value_head: nn.Linear | None = None
         self.attention = "auto"  # or eager: matrix products and softmax, to check the fast kernels against
         self.autocast = False  # bfloat16 arithmetic on weights of another type, in sampling and training alike
+
+    def add_value_head(self) -> None:
+        """Values of 0 to begin with."""
+        head = self.model.lm_head.weight
+        self.value_head = nn.Linear(head.shape[1], 1, device=head.device, dtype=head.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +86,14 @@ class ClinicalPolicy(nn.Module):
                 entropy=entropy or entropy_grad,
                 entropy_grad=entropy_grad,
             )
-        return TokenScores(log_probs, entropies)
+        return TokenScores(log_probs, entropies, self._values(hidden))
+
+    def _values(self, hidden: Tensor) -> Tensor | None:
+        """[N, D] -> [N] float32."""
+        if self.value_head is None:
+            return None
+        head = self.value_head
+        return nn.functional.linear(hidden.float(), head.weight.float(), head.bias.float())[:, 0]
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -40,6 +40,9 @@ class TorchRollouts:
                 out += self._batch(prompts[part], sampling, seeds[part])
         return out
 
+    def rest(self) -> None:
+        """It samples with the trainer's own weights and keeps nothing between calls."""
+
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the engine samples from the policy's own weights."""
 

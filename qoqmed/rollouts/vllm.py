@@ -78,9 +78,13 @@ class VllmRollouts:
         """
         with isolated(ENVIRONMENT):
             engine = self._ready(prompts)
-            groups = self._sample(engine, prompts, sampling, seeds) if prompts else []
-            engine.sleep()
-        return groups
+            return self._sample(engine, prompts, sampling, seeds) if prompts else []
+
+    def rest(self) -> None:
+        """Free the GPU's memory (`sleep`): weights come again with the next sync or generation."""
+        if self.engine is not None and not self.hung:
+            with isolated(ENVIRONMENT):
+                self._call("going to sleep", self.engine.sleep)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """New weights of the policy. Every `probe_every` times engine and policy are compared; PluginError where they

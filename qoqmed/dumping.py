@@ -1,0 +1,36 @@
+"""The micro-batch of an update that was not finite, in a file, to find out why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from qoqmed.checkpoint.files import replace_text
+from qoqmed.checkpoint.folder import write_tensors
+from qoqmed.types import Group
+from qoqmed.updating import Broken
+
+SHARED = ("sources", "response", "lengths", "trainable", "grids")
+TEXT = ("token_ids", "targets", "positions")
+
+
+def write_dump(path: Path, broken: Broken, groups: tuple[Group, ...], level: str) -> None:
+    """Write `path` (safetensors: layout of the pack, and what was known of every response token) and beside it a .json
+    with the loss and the cases.
+
+    groups: of this rank's step. level: of the recipe's `traces`: with `text` also the tokens, with `full` the media too.
+    """
+    names = (*SHARED, *(TEXT if level in ("text", "full") else ()), *(("pixel_values",) if level == "full" else ()))
+    known = {
+        **vars(broken.scores),
+        "log_probs": broken.log_probs,
+        **{name: getattr(broken.pack, name) for name in names},
+    }
+    series = {f"series/{name}": value for name, value in broken.pack.series.items()} if level == "full" else {}
+    tensors = {name: value.cpu() for name, value in (known | series).items() if isinstance(value, Tensor)}
+    path.parent.mkdir(exist_ok=True)
+    write_tensors(path, tensors)
+    rollouts = [{"case": groups[g].case.id, "rollout": groups[g].rollouts[i].index} for g, i in broken.members]
+    replace_text(path.with_suffix(".json"), json.dumps({"loss": str(broken.loss), "responses": rollouts}, indent=2))
