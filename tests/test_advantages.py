@@ -1,7 +1,11 @@
-"""GRPO and DRPO: by hand, against the oracle in numpy (`oracles/drpo.py`), and by property."""
+"""Estimators over whole responses: by hand, against the oracles in numpy (`oracles/`), and by property.
+
+Those over tokens, and what every registered one promises: `test_advantages_tokens.py`.
+"""
 
 from __future__ import annotations
 
+import json
 from math import sqrt
 from typing import Any
 
@@ -10,11 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.advantages import of_groups
 from oracles.drpo import drpo as oracle
 
+from qoqmed.advantages.dr_grpo import DrGRPO
 from qoqmed.advantages.drpo import DRPO
 from qoqmed.advantages.exchange import from_rows, to_result
 from qoqmed.advantages.grpo import GRPO
+from qoqmed.advantages.rloo import RLOO
 from qoqmed.advantages.table import Advantages, RewardTable
 from qoqmed.errors import DataError, UserError
 
@@ -59,20 +66,43 @@ def separated(seed: int, sizes: dict[str, tuple[int, int, int]], zero: int = 0) 
 SIZES = {"chest_xray": (8, 9, 7), "ecg": (3, 2, 4), "ultrasound": (1, 2, 1)}
 
 
-# --- GRPO
+# --- GRPO, Dr. GRPO, RLOO
 def test_grpo_by_hand() -> None:
     """Rewards 0, 1, 2: mean 1, unbiased standard deviation 1. Rewards 0, 1: std sqrt(1/2)."""
     found = GRPO().estimate(table_of([[0, 1, 2], [0, 1]], ["a", "b"]))
     half = 0.5 / (sqrt(0.5) + 1e-6)
     assert found.values.tolist() == pytest.approx([-1 / (1 + 1e-6), 0, 1 / (1 + 1e-6), -half, half], abs=1e-12)
-    unscaled = GRPO(scale="none").estimate(table_of([[0, 1, 2], [0, 1]], ["a", "b"]))
-    assert unscaled.values.tolist() == [-1, 0, 1, -0.5, 0.5]
     assert found.diagnostics.domains["a"].n == 1
     assert found.diagnostics.domains["a"].mean_reward == 1.0
     assert sum(stats.share for stats in found.diagnostics.domains.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("estimator", [GRPO(), DRPO()])
+def test_dr_grpo_by_hand() -> None:
+    found = DrGRPO().estimate(table_of([[0, 1, 2], [0, 1]], ["a", "b"]))
+    assert found.values.tolist() == [-1, 0, 1, -0.5, 0.5]
+    assert found.diagnostics.scalars["top_question_share"] == pytest.approx(2 / 3)
+
+
+def test_rloo_by_hand() -> None:
+    """0, 1, 2: the others' means are 3/2, 1, 1/2. Of 1 and 0, beside an invalid one, each is the other's baseline."""
+    found = RLOO().estimate(table_of([[0, 1, 2], [1, None, 0]], ["a", "b"]))
+    assert found.values.tolist() == pytest.approx([-1.5, 0, 1.5, 1, 0, -1], abs=1e-15)
+
+
+@given(st.integers(0, 2**16))
+def test_groups_as_the_oracle(seed: int) -> None:
+    """Groups of one to six, one rollout in five invalid."""
+    rng = np.random.default_rng(seed)
+    rewards: Rewards = [
+        [None if rng.random() < 0.2 else float(rng.integers(0, 6)) / 5 for _ in range(rng.integers(1, 7))]
+        for _ in range(6)
+    ]
+    for kind, estimator in {"grpo": GRPO(), "dr_grpo": DrGRPO(), "rloo": RLOO()}.items():
+        found = estimator.estimate(table_of(rewards, ["a", "b"] * 3)).values
+        np.testing.assert_allclose(found.numpy(), flat(of_groups(rewards, kind)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), DrGRPO(), RLOO(), DRPO()])
 def test_equal_rewards_give_exactly_zero(estimator: Any) -> None:
     """0.1 three times has a mean that is not 0.1: rounding must not become an advantage."""
     found = estimator.estimate(table_of([[0.1, 0.1, 0.1], [0.7, 0.7, 0.7]], ["a", "a"]))
@@ -80,7 +110,7 @@ def test_equal_rewards_give_exactly_zero(estimator: Any) -> None:
     assert found.diagnostics.scalars["frac_reward_zero_std"] == 1.0
 
 
-@pytest.mark.parametrize("estimator", [GRPO(), DRPO()])
+@pytest.mark.parametrize("estimator", [GRPO(), DrGRPO(), RLOO(), DRPO()])
 def test_invalid_rollouts_and_small_groups(estimator: Any) -> None:
     """q0 counts without its invalid rollout; q1 has one valid rollout and q2 none: dropped."""
     rewards: Rewards = [[0.0, None, 1.0], [1.0, None, None], [None, None, None]]
@@ -219,7 +249,18 @@ def test_no_clusters_is_one_cluster_at_most() -> None:
 # --- against the oracle
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
-    "variant", [{}, {"cluster": False}, {"max_clusters": 3}, {"kl_damping": False}, {"kl_quantile": 0.5}]
+    "variant",
+    [
+        {},
+        {"cluster": False},
+        {"max_clusters": 3},
+        {"kl_damping": False},
+        {"kl_quantile": 0.5},
+        {"sort_rewards": True},
+        {"max_ratio": 3.0},
+        {"max_ratio": 1.0},
+        {"cluster": False, "max_ratio": 1.5},
+    ],
 )
 def test_drpo_as_the_oracle(seed: int, variant: dict[str, Any]) -> None:
     rewards, domains = separated(seed, SIZES, zero=2)
@@ -232,6 +273,8 @@ def test_drpo_as_the_oracle(seed: int, variant: dict[str, Any]) -> None:
         cluster=variant.get("cluster", True),
         k_max=variant.get("max_clusters", 10),
         quantile=variant.get("kl_quantile", 0.9),
+        ordered=variant.get("sort_rewards", False),
+        max_ratio=variant.get("max_ratio"),
     )
     np.testing.assert_allclose(found.values.numpy(), flat(expected), rtol=1e-9, atol=1e-12)
     assert found.diagnostics.kl_threshold == (None if threshold is None else pytest.approx(threshold))
@@ -245,6 +288,126 @@ def test_invalid_rollouts_as_the_oracle() -> None:
     found = DRPO(max_clusters=3).estimate(table_of(rewards, domains, kl=kl))
     expected, _ = oracle(rewards, domains, kl, k_max=3)
     np.testing.assert_allclose(found.values.numpy(), flat(expected), rtol=1e-9, atol=1e-12)
+
+
+# --- sort_rewards, max_ratio, window
+def test_sorted_rewards_by_hand() -> None:
+    """One success of two, first or second: two kinds of question as they were sampled, one kind when sorted."""
+    rewards: Rewards = [[0.0, 1.0]] * 4 + [[1.0, 0.0]] * 2
+    apart = DRPO().estimate(table_of(rewards, ["a"] * 6)).diagnostics.domains["a"]
+    together = DRPO(sort_rewards=True).estimate(table_of(rewards, ["a"] * 6)).diagnostics.domains["a"]
+    assert sorted(cluster.n for cluster in apart.clusters) == [2, 4]
+    assert [cluster.n for cluster in together.clusters] == [6]
+
+
+@given(st.integers(0, 2**16))
+def test_sorted_rewards_take_rollouts_in_any_order(seed: int) -> None:
+    rewards, domains = separated(seed, SIZES)
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(4).tolist() for _ in rewards]
+    estimator = DRPO(sort_rewards=True, restarts=3)
+    plain = estimator.estimate(table_of(rewards, domains)).values.view(-1, 4)
+    shuffled: Rewards = [[row[i] for i in order] for row, order in zip(rewards, orders, strict=True)]
+    found = estimator.estimate(table_of(shuffled, domains)).values.view(-1, 4)
+    torch.testing.assert_close(found, plain.gather(1, torch.tensor(orders)), rtol=1e-9, atol=1e-12)
+
+
+def test_a_cap_on_the_ratio_by_hand() -> None:
+    """T is 1 in a and 1/4 in b: scales 1 and 4. Capped at 2 times the smallest; at 1 nothing is left but GRPO."""
+    rewards: Rewards = [[0.0, 1.0]] * 4 + [[0.0, 0.5]]
+    table = table_of(rewards, ["a"] * 4 + ["b"])
+    found = DRPO(cluster=False, max_ratio=2).estimate(table)
+    assert float(found.values[9] / found.values[1]) == pytest.approx(2.0, rel=1e-5)
+    assert found.diagnostics.scales is not None
+    assert found.diagnostics.scales.tolist() == [1, 1, 1, 1, 2]
+    assert found.diagnostics.scalars["scale_ratio"] == 2.0
+    assert found.diagnostics.domains["b"].temperature == 0.25
+    flat_scales = DRPO(cluster=False, max_ratio=1).estimate(table).values
+    grpo = GRPO().estimate(table).values
+    torch.testing.assert_close(flat_scales, grpo / grpo.std())
+
+
+def test_a_cap_asks_only_scales_that_act() -> None:
+    """c is the easiest, T = 2, but its rewards are equal: the smallest scale that acts is a's."""
+    rewards: Rewards = [[0.0, 1.0]] * 4 + [[0.0, 0.5]] + [[1.0, 1.0]] * 4
+    found = DRPO(cluster=False, max_ratio=2).estimate(table_of(rewards, ["a"] * 4 + ["b"] + ["c"] * 4))
+    assert found.diagnostics.scales is not None
+    assert found.diagnostics.scales.tolist() == [1, 1, 1, 1, 2, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_a_window_by_hand() -> None:
+    """a has 4 questions of mean 1/2 in every step, b one of mean 1/2 in the second: T_a = sqrt(4 + 4) / 2, T_b = 1/2.
+
+    In the third step the first is forgotten: T_b = sqrt(1 + 1) / 2.
+    """
+    four: Rewards = [[0.0, 1.0]] * 4
+    estimator = DRPO(cluster=False, window=1, kl_damping=False)
+    steps = [(four, ["a"] * 4), *[([*four, [0.0, 1.0]], ["a"] * 4 + ["b"])] * 2]
+    found = [estimator.estimate(table_of(*step)) for step in steps]
+    domains = [one.diagnostics.domains for one in found]
+    assert [one["a"].n for one in domains] == [4, 8, 8]
+    assert [one["a"].temperature for one in domains] == pytest.approx([1, sqrt(2), sqrt(2)])
+    assert [one["b"].temperature for one in domains[1:]] == pytest.approx([0.5, sqrt(0.5)])
+    assert float(found[1].values[9] / found[1].values[1]) == pytest.approx(sqrt(2) / 0.5)
+    assert domains[1]["a"].clusters[0].questions == ("q0", "q1", "q2", "q3")  # of this step
+
+
+@pytest.mark.parametrize("variant", [{}, {"sort_rewards": True}, {"cluster": False}, {"max_ratio": 4.0}])
+def test_a_window_as_the_oracle(variant: dict[str, Any]) -> None:
+    """Four steps, two past ones each; ecg is not in all of them, and some rollouts are invalid."""
+    estimator, past = DRPO(window=2, **variant), []
+    for seed in range(4):
+        rewards, domains = separated(seed, SIZES if seed % 2 else {"chest_xray": (3, 4, 2), "ct": (1, 2, 3)}, zero=1)
+        rewards[2][1] = rewards[4][0] = rewards[4][2] = rewards[4][3] = None
+        kl = np.random.default_rng(seed).exponential(1.0, (len(rewards), 4)).tolist()
+        found = estimator.estimate(table_of(rewards, domains, kl=kl))
+        expected, _ = oracle(
+            rewards,
+            domains,
+            kl,
+            cluster=variant.get("cluster", True),
+            ordered=variant.get("sort_rewards", False),
+            past=past[-2:],
+            max_ratio=variant.get("max_ratio"),
+        )
+        np.testing.assert_allclose(found.values.numpy(), flat(expected), rtol=1e-9, atol=1e-12)
+        past.append((rewards, domains, None))
+
+
+def test_a_window_resumes_exactly() -> None:
+    def step(seed: int) -> RewardTable:
+        rng = np.random.default_rng(seed)
+        return table_of(rng.random((20, 4)).tolist(), rng.choice(["a", "b"], 20).tolist())
+
+    whole = DRPO(window=2)
+    for seed in range(3):
+        whole.estimate(step(seed))
+    state = json.loads(json.dumps(whole.state_dict()))
+    assert len(state["past"]) == 2
+    resumed = DRPO(window=2)
+    resumed.load_state_dict(state)
+    for seed in range(3, 6):
+        one, other = whole.estimate(step(seed)), resumed.estimate(step(seed))
+        assert one.values.tolist() == other.values.tolist()
+        assert one.diagnostics.domains == other.diagnostics.domains
+
+
+def test_a_window_of_groups_of_other_sizes() -> None:
+    estimator = DRPO(window=1)
+    estimator.estimate(table_of([[0.0, 1.0]], ["a"]))
+    with pytest.raises(UserError, match="3 rollouts a question, 2 in an earlier step"):
+        estimator.estimate(table_of([[0.0, 1.0, 0.5]], ["a"]))
+
+
+def test_what_the_damping_removed() -> None:
+    """In the unit of the advantages: only where the KL acts do the two differ."""
+    table = table_of([[0.0, 1.0]] * 10, ["a"] * 10, kl=[[50.0, 50.0]] + [[0.4, 0.6]] * 9)
+    found = DRPO(cluster=False).estimate(table)
+    assert found.diagnostics.undamped is not None
+    removed = found.diagnostics.undamped - found.values
+    assert removed[::2].tolist() == [0.0] * 10  # failures
+    assert float(found.values[1] / found.diagnostics.undamped[1]) == pytest.approx(1 / 101)
+    assert DRPO(cluster=False, kl_damping=False).estimate(table).diagnostics.undamped is None
 
 
 # --- properties
@@ -288,7 +451,7 @@ def test_the_same_twice() -> None:
     domains = rng.choice(["a", "b"], 40).tolist()
     once, again = (DRPO().estimate(table_of(rewards, domains)) for _ in range(2))
     assert once.values.tolist() == again.values.tolist()
-    assert once.diagnostics == again.diagnostics
+    assert once.diagnostics.domains == again.diagnostics.domains
     assert once.diagnostics.scalars["hit_cap"] > 0
 
 
@@ -296,7 +459,8 @@ def test_the_same_twice() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GRPO(scale="sdt"), "did you mean 'std'"),
+        (lambda: DRPO(max_ratio=0.5), "max_ratio[\\s\\S]*at least 1"),
+        (lambda: DRPO(window=-1), "window[\\s\\S]*at least 0"),
         (lambda: DRPO(max_clusters=0), "max_clusters"),
         (lambda: DRPO(kl_quantile=1.5), "at least 0, at most 1"),
         (lambda: DRPO(restarts=0, elbow_tolerance=-1), "elbow_tolerance[\\s\\S]*restarts"),
@@ -313,6 +477,7 @@ def test_needs() -> None:
     assert DRPO().needs.reference
     assert not DRPO(kl_damping=False).needs.reference
     assert DRPO().state_dict() == {}
+    assert DRPO(window=1).state_dict() == {"past": []}
 
 
 # --- exchange
