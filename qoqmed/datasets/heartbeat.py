@@ -126,11 +126,11 @@ def _beats_mv(rhythm: Rhythm, time_s: Floats, rng: np.random.Generator) -> Float
     return signal * rng.uniform(0.85, 1.15)  # one heart's voltage
 
 
-def _artefacts_mv(time_s: Floats, rng: np.random.Generator) -> Floats:
-    """Muscle noise and baseline wander in the drawn leads: [8, samples]."""
+def _artefacts_mv(time_s: Floats, rng: np.random.Generator, noise: float) -> Floats:
+    """Muscle noise (`noise` times NOISE_MV) and baseline wander in the drawn leads: [8, samples]."""
     phase = 2 * np.pi * (rng.uniform(*WANDER_HZ) * time_s[None, :] + rng.random((8, 1)))
     wander = WANDER_MV * rng.uniform(0.3, 1.0, (8, 1)) * np.sin(phase)
-    return wander + NOISE_MV * rng.standard_normal((8, SAMPLES))
+    return wander + noise * NOISE_MV * rng.standard_normal((8, SAMPLES))
 
 
 def twelve_leads(drawn_mv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -141,10 +141,10 @@ def twelve_leads(drawn_mv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.concatenate([np.stack(limbs), drawn_mv[2:]]).astype(np.float32)
 
 
-def record(rng: np.random.Generator) -> Heartbeat:
-    """Draws one record. The generator's state is all it depends on."""
+def record(rng: np.random.Generator, noise: float = 1.0) -> Heartbeat:
+    """Draws one record. It depends on the generator's state and on `noise` alone, the factor of the muscle noise."""
     rhythm = RHYTHMS[rng.choice(len(RHYTHMS), p=[r.share for r in RHYTHMS])]
     time_s = np.arange(SAMPLES) / RATE_HZ
-    drawn_mv = _beats_mv(rhythm, time_s, rng) + _artefacts_mv(time_s, rng)
+    drawn_mv = _beats_mv(rhythm, time_s, rng) + _artefacts_mv(time_s, rng, noise)
     signal_mv = twelve_leads(drawn_mv.astype(np.float32))
     return Heartbeat(rhythm.label, LABEL_SPACE, signal_mv, RATE_HZ, rhythm.look)

@@ -218,8 +218,9 @@ def _expose(scene: Floats, tint: tuple[float, float, float], rng: np.random.Gene
     return np.asarray(picture.clip(0, 1) * 255, dtype=np.uint8)
 
 
-def draw(domain: str, rng: np.random.Generator) -> Phantom:
-    """Draws one case of a vision domain. The generator's state is all it depends on."""
+def draw(domain: str, rng: np.random.Generator, strength: float = 1.0) -> Phantom:
+    """Draws one case of a vision domain. It depends on the generator's state and on `strength` alone: the part of the
+    full contrast that the lesion has."""
     kind = find(domain)
     finding = kind.findings[rng.choice(len(kind.findings), p=[f.share for f in kind.findings])]
     row, column = (int(v) for v in rng.integers(0, SIDE_PX // CELL_PX, 2))
@@ -229,8 +230,8 @@ def draw(domain: str, rng: np.random.Generator) -> Phantom:
     step = np.arange(SIDE_PX) / (SIDE_PX - 1) - 0.5
     y, x = np.meshgrid(step, step, indexing="ij")
     background = kind.level + SCENERY * dict(SCENES)[kind.scene](x, y)
-    strength = (1.0 if finding.polarity == "bright" else -1.0) * rng.uniform(*CONTRAST)
-    lesion = strength * _texture(finding.texture) * _outline()
+    contrast = (1.0 if finding.polarity == "bright" else -1.0) * rng.uniform(*CONTRAST) * strength
+    lesion = contrast * _texture(finding.texture) * _outline()
 
     def expose(fade: float) -> npt.NDArray[np.uint8]:
         scene = background.copy()

@@ -18,6 +18,8 @@ from qoqmed.types import Box, Case, Mask, Medium, Target
 
 DATASET = "synthetic"
 MOST_OTHERS = 3  # in a differential, beside the true label
+FAINT = 0.35  # the contrast of a faint lesion, as a part of a plain one's
+NOISY = 5.0  # the muscle noise of a faint ECG, as a multiple of a plain one's
 SHARES: Mapping[str, float] = {
     **{domain.name: domain.share for domain in phantoms.DOMAINS},
     heartbeat.DOMAIN: heartbeat.SHARE,
@@ -28,7 +30,9 @@ class Synthetic:
     """domains: all nine where none are named. balanced: as many of each, in turn; otherwise skewed as `SHARES` are.
 
     differential: share of the cases that are reported as a differential diagnosis: the true label first, then one to
-    three others of the label space. Such labels are what a cautious report says, not what is to be scored.
+    three others of the label space. Such labels are what a cautious report says, not what is to be scored. faint: by
+    domain, the share of its cases whose lesion is faint or whose ECG is noisy. reports: False leaves out the text of
+    what is seen, as in data sets that give labels and boxes only.
     """
 
     synthetic = True  # a model card says so
@@ -41,14 +45,21 @@ class Synthetic:
         balanced: bool = False,
         task: str = "diagnosis",
         differential: float = 0.0,
+        faint: Mapping[str, float] | None = None,
+        reports: bool = True,
     ) -> None:
         names = list(SHARES) if domains is None else list(domains)
         check(within("size", size, low=1), within("seed", seed, low=0), within("domains", len(names), low=1))
         check(*(one_of("domain", name, list(SHARES)) for name in names))
         check(within("differential", differential, low=0, high=1))
+        check(*(one_of("faint", name, list(SHARES)) for name in faint or ()))
+        check(*(within(f"faint.{name}", share, low=0, high=1) for name, share in (faint or {}).items()))
         self._seed, self._task, self._differential = seed, task, differential
+        self._faint, self._reports = dict(faint or {}), reports
         self.domains = _domains(size, seed, names, balanced)
         self.fingerprint = f"synthetic {seed} {'balanced' if balanced else 'skewed'} {differential:g} {' '.join(names)}"
+        self.fingerprint += "".join(f" {name} {share:g} faint" for name, share in sorted(self._faint.items()))
+        self.fingerprint += "" if reports else " no reports"
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -58,11 +69,18 @@ class Synthetic:
         domain = self.domains[position]
         case_id = f"synthetic-{self._seed}-{position}"
         rng = np.random.default_rng((self._seed, position))
+        faint = self._is_faint(domain, position)
         if domain == heartbeat.DOMAIN:
-            case = _electrocardiogram(case_id, heartbeat.record(rng), self._task)
+            case = _electrocardiogram(case_id, heartbeat.record(rng, NOISY if faint else 1.0), self._task)
         else:
-            case = _picture(case_id, phantoms.draw(domain, rng), self._task)
-        return _reported(case, rng) if rng.random() < self._differential else case
+            case = _picture(case_id, phantoms.draw(domain, rng, FAINT if faint else 1.0), self._task)
+        case = _reported(case, rng) if rng.random() < self._differential else case
+        return case if self._reports else replace(case, target=replace(case.target, text=None))
+
+    def _is_faint(self, domain: str, position: int) -> bool:
+        """By a stream of its own: which cases are faint changes nothing else of them."""
+        share = self._faint.get(domain, 0.0)
+        return share > 0 and np.random.default_rng((self._seed, position, 2)).random() < share
 
 
 def _domains(size: int, seed: int, names: Sequence[str], balanced: bool) -> list[str]:
