@@ -251,14 +251,15 @@ def advantage(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="key=value", help="The estimator's, as max_clusters=3.")
     ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw the explanation, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay an estimator on saved rewards and explain it."""
     from qoqmed.evaluate import estimate
-    from qoqmed.report.tables import advantage_table
+    from qoqmed.report.advantage_view import advantage_view
 
-    result = estimate(rewards, estimator, dict(config.parse(text) for text in arguments or ()))
-    _show(result if as_json else advantage_table(result))
+    result = estimate(rewards, estimator, dict(config.parse(text) for text in arguments or ()), plot=plot)
+    _show(result if as_json else advantage_view(result))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed import registry
-from qoqmed.advantages.exchange import from_rows, to_result
+from qoqmed.advantages.exchange import from_rows, require
 from qoqmed.boxes import AbsoluteFrame
 from qoqmed.build import load, splits
 from qoqmed.config.schema import Node
@@ -20,6 +20,8 @@ from qoqmed.geometry import Geometry
 from qoqmed.media import masks
 from qoqmed.media.refusals import of_row
 from qoqmed.metrics.predictions import read_predictions, write_predictions
+from qoqmed.report.advantage_explained import explain
+from qoqmed.report.advantage_picture import draw, picture_file
 from qoqmed.rewards.combine import combine, judge
 from qoqmed.types import Case, Mask, Medium, Rollout, Sampling, Target
 
@@ -81,12 +83,26 @@ def metrics(path: str | Path, metric: str = "clinical") -> dict[str, Any]:
     return dict(made.compute())
 
 
-def estimate(path: str | Path, estimator: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Replay an estimator on a rewards file: advantages in input order, and what every domain and cluster got."""
+def estimate(
+    path: str | Path,
+    estimator: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    plot: str | Path | None = None,
+) -> dict[str, Any]:
+    """Replay an estimator on a rewards file: advantages in input order, and what domains, clusters and questions got.
+
+    plot: a PNG file to draw that into; one that is there is replaced. Raises UserError for wrong input.
+    """
+    picture = None if plot is None else picture_file(Path(plot), Path(path))
     found = list(_rows(Path(path)))
     table = from_rows([row for _, row in found], [place for place, _ in found])
     made = registry.make("advantages", Node(estimator, dict(arguments or {}), "--estimator"))
-    return to_result(table, made.estimate(table))
+    require(table, made.needs, str(path))
+    result = explain(table, made.estimate(table))
+    if picture is not None:
+        draw(result, f"{estimator}: {Path(path).name}").savefig(picture)
+    return result
 
 
 def score(path: str | Path, rewards: Mapping[str, float] | None = None) -> list[dict[str, Any]]:

@@ -32,10 +32,26 @@ ADVANTAGES = {
             "n": 1,
             "mean_reward": 0.5,
             "temperature": 0.25,
-            "clusters": [{"n": 1, "mean_reward": 0.5, "temperature": 0.125, "questions": ["q"]}],
+            "clusters": [
+                {"n": 1, "mean_reward": 0.5, "temperature": 0.125, "questions": ["q"], "scale": 32.0, "share": 1.0}
+            ],
+            "share": 1.0,
+            "hit_cap": False,
+            "removed": None,
         }
     },
-    "kl": {"threshold": None},
+    "kl": {"threshold": None, "removed": None},
+    "questions": {
+        "q": {
+            "domain": "ecg",
+            "cluster": 0,
+            "mean_reward": 0.5,
+            "scale": 32.0,
+            "relative_scale": 1.0,
+            "share": 1.0,
+        }
+    },
+    "warnings": [],
 }
 
 
@@ -172,9 +188,11 @@ def test_advantage_reads_arguments_as_yaml(monkeypatch: pytest.MonkeyPatch, caps
     calls = stand_in(monkeypatch, "evaluate", "estimate", ADVANTAGES)
     words = ["r.jsonl", "--estimator", "drpo", "cluster=false", "max_clusters=3"]
     assert run("advantage", *words, "--json") == 0
-    assert calls.seen == [((Path("r.jsonl"), "drpo", {"cluster": False, "max_clusters": 3}), {})]
+    given = (Path("r.jsonl"), "drpo", {"cluster": False, "max_clusters": 3})
+    assert calls.seen == [(given, {"plot": None})]
     assert json.loads(capsys.readouterr().out) == ADVANTAGES
-    assert run("advantage", *words) == 0
+    assert run("advantage", *words, "--plot", "p.png") == 0
+    assert calls.seen[1] == (given, {"plot": Path("p.png")})
     table = capsys.readouterr().out
     assert "ecg" in table and "cluster 1" in table and "0.125" in table and "no KL damping" in table
 

@@ -174,16 +174,17 @@ def test_wrong_predictions(tmp_path: Path, line: Any, match: str) -> None:
 def test_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = lines(tmp_path / "r.jsonl", REWARDS)
     result = qoqmed.estimate(path, "drpo", {"max_clusters": 3})
-    assert result.keys() == {"advantages", "domains", "kl"} and len(result["advantages"]) == 4
+    assert result.keys() >= {"advantages", "domains", "kl", "questions"} and len(result["advantages"]) == 4
     assert result["advantages"][0] > 0 > result["advantages"][1]
-    assert result["kl"].keys() == {"threshold"} and isinstance(result["kl"]["threshold"], float)
+    assert isinstance(result["kl"]["threshold"], float)
     for domain in ("ecg", "ct"):
         stats = result["domains"][domain]
-        assert stats.keys() == {"n", "mean_reward", "temperature", "clusters"} and stats["n"] == 1
-        assert stats["clusters"][0].keys() == {"n", "mean_reward", "temperature", "questions"}
+        assert stats.keys() >= {"n", "mean_reward", "temperature", "clusters"} and stats["n"] == 1
+        assert stats["clusters"][0].keys() >= {"n", "mean_reward", "temperature", "questions"}
     assert result["domains"]["ct"]["clusters"][0]["questions"] == ["q2"]
     without_kl = [{name: value for name, value in row.items() if name != "kl"} for row in REWARDS]
-    assert qoqmed.estimate(lines(tmp_path / "s.jsonl", without_kl), "drpo")["kl"] == {"threshold": None}
+    unread = qoqmed.estimate(lines(tmp_path / "s.jsonl", without_kl), "drpo")
+    assert unread["kl"]["threshold"] is None and "the table has none" in unread["warnings"][0]
     assert command("advantage", path, "--estimator", "drpo", "max_clusters=3", "--json") == 0
     assert json.loads(capsys.readouterr().out) == result
 

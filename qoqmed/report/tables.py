@@ -33,28 +33,8 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def advantage_table(result: Mapping[str, Any]) -> Table:
-    """What an estimator did: for each domain, then for each of its clusters, n, mean reward and temperature."""
-    threshold = result["kl"]["threshold"]
-    damping = "no KL damping" if threshold is None else f"KL damping above the threshold {number(threshold)}"
-    table = Table(title="Advantages", caption=f"{len(result['advantages'])} rollouts; {damping}. --json has them all.")
-    table.add_column("domain, its clusters")
-    for column in ("questions", "mean reward", "temperature"):
-        table.add_column(column, justify="right")
-    for domain, values in result["domains"].items():
-        clusters = values.get("clusters") or []
-        table.add_row(domain, *_cells(values), end_section=not clusters)
-        for index, cluster in enumerate(clusters, 1):
-            table.add_row(f"  cluster {index}", *_cells(cluster), style="dim", end_section=index == len(clusters))
-    return table
-
-
 def number(value: Any) -> str:
     """Whole numbers whole, others to four digits; a dash for what is not defined."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:d}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _cells(values: Mapping[str, Any]) -> list[str]:
-    return [number(values.get(name)) for name in ("n", "mean_reward", "temperature")]
