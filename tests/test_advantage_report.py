@@ -127,13 +127,42 @@ def test_an_estimator_without_temperatures_scales_by_one(rewards: Path) -> None:
 
 def test_advantages_of_tokens_are_split_by_rollout_and_warnings_are_told() -> None:
     rows = [{"question": "q", "domain": "ct", "reward": r, "tokens": n} for r, n in ((1.0, 2), (0.0, 1))]
-    tokens, returns = torch.tensor([1.0, 3.0, -1.0]), torch.tensor([0.5, 0.25, 0.0])
+    tokens, returns = (torch.tensor(v, dtype=torch.float64) for v in ((1.0, 3.0, -1.0), (0.5, 0.25, 0.0)))
     found = Advantages(
-        torch.tensor([2.0, -1.0]), Diagnostics({"ct": DomainStats(1, 0.5, 1.0)}), ("mind this",), tokens, returns
+        torch.tensor([2.0, -1.0]).double(),
+        Diagnostics({"ct": DomainStats(1, 0.5, 1.0)}),
+        ("mind this",),
+        tokens,
+        returns,
     )
     result = explain(from_rows(rows), found)
     assert result["tokens"] == [[1.0, 3.0], [-1.0]] and result["returns"] == [[0.5, 0.25], [0.0]]
     assert result["warnings"] == ["mind this"]
+
+
+def test_estimators_of_tokens_and_of_a_greedy_baseline(tmp_path: Path, capsys: Any) -> None:
+    """GAE without whitening, by hand: with lam 1 the return, which is the reward, less each token's value."""
+    rows = [
+        {"question": "q", "domain": "ct", "reward": 1.0, "values": [0.5, 1.5], "baseline": 0.25},
+        {"question": "q", "domain": "ct", "reward": 0.0, "values": [0.25], "baseline": 0.25},
+    ]
+    path = written(tmp_path / "r.jsonl", rows)
+    assert command(path, "--estimator", "gae", "whiten=false", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == [[0.5, -0.5], [-0.25]] and result["returns"] == [[1.0, 1.0], [0.0]]
+    assert result["advantages"] == [0.0, -0.25] and result["domains"]["ct"]["share"] == 1.0
+    assert qoqmed.estimate(path, "remax")["advantages"] == [0.75, -0.25]
+    assert command(written(path, ROWS), "--estimator", "gae") == 2
+    told = capsys.readouterr().err
+    assert "the estimator needs 'tokens'" in told and "the estimator needs 'values'" in told and str(path) in told
+
+
+def test_questions_share_what_their_tokens_have() -> None:
+    """Advantages 1 and -1 of two tokens are 0 in the mean, and not nothing."""
+    rows = [{"question": q, "domain": "ct", "reward": 1.0, "tokens": 2} for q in "ab"]
+    values, tokens = torch.tensor([0.0, 3.0]).double(), torch.tensor([1.0, -1.0, 3.0, 3.0]).double()
+    result = explain(from_rows(rows), Advantages(values, Diagnostics({}), tokens=tokens))
+    assert [question["share"] for question in result["questions"].values()] == [0.25, 0.75]
 
 
 def test_all_rewards_equal(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class _Questions:
     @classmethod
     def of(cls, table: RewardTable, advantages: Advantages) -> _Questions:
         zeros = torch.zeros(len(table.questions), dtype=torch.float64)
-        size = zeros.index_add(0, table.question, advantages.values.abs().double())
+        size = zeros.index_add(0, table.question, _sizes(table, advantages))
         scales = advantages.diagnostics.scales
         scale = torch.ones_like(zeros) if scales is None else scales
         acting = size > 0
@@ -82,11 +82,19 @@ def explain(table: RewardTable, advantages: Advantages) -> dict[str, Any]:
     }
 
 
+def _sizes(table: RewardTable, advantages: Advantages) -> Tensor:
+    """|advantage| of each rollout, [R]; the mean over its tokens where they differ, which would cancel otherwise."""
+    if advantages.tokens is None or table.lengths is None:
+        return advantages.values.abs()
+    rollout = torch.arange(len(table.lengths)).repeat_interleave(table.lengths)
+    return torch.zeros_like(advantages.values).index_add(0, rollout, advantages.tokens.abs()) / table.lengths
+
+
 def _removed(table: RewardTable, advantages: Advantages, questions: list[int]) -> float | None:
-    """The part of some questions' positive advantage that damping by KL took; None where nothing is damped."""
+    """The part of some questions' positive advantage that damping by KL took; None for an estimator without it."""
     undamped = advantages.diagnostics.undamped
     if undamped is None:
-        return None
+        return None if advantages.diagnostics.kl_threshold is None else 0.0
     rows = torch.isin(table.question, torch.tensor(questions))
     before, after = (float(values[rows].clamp(min=0).sum()) for values in (undamped, advantages.values))
     return max(1 - after / before, 0.0) if before else 0.0
