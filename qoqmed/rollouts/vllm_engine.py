@@ -28,6 +28,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the threads are the trainer's, too
 }
 
+BATCHED = 4096  # tokens of one forward, on a CPU
+
 
 @dataclass(frozen=True)
 class Options:
@@ -117,14 +119,17 @@ def _llm(folder: Path, options: Options, cuda: bool, eager: bool) -> Any:
 
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
     memory: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory, "enable_sleep_mode": options.sleep}
+    window = min(options.max_model_len, int(text["max_position_embeddings"]))
     if not cuda:
         memory = {"kv_cache_memory_bytes": options.kv_cache_mb * 2**20, "block_size": 32}
+        # A prompt taken in parts draws from its random stream with each part; only on a GPU vLLM takes that back.
+        memory |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(window, BATCHED)}
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     return LLM(
         model=str(folder),
         load_format="dummy",
         dtype=options.dtype,
-        max_model_len=min(options.max_model_len, int(text["max_position_embeddings"])),
+        max_model_len=window,
         enforce_eager=eager,
         tensor_parallel_size=options.tensor_parallel,
         distributed_executor_backend="external_launcher" if ranks > 1 else None,

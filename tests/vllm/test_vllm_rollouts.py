@@ -18,7 +18,7 @@ from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded
 from qoqmed.rollouts.torch import restrict
 from qoqmed.rollouts.vllm import VllmRollouts
-from qoqmed.rollouts.vllm_engine import ENVIRONMENT
+from qoqmed.rollouts.vllm_engine import BATCHED, ENVIRONMENT
 from qoqmed.rollouts.vllm_isolation import isolated
 from qoqmed.types import Sampling
 
@@ -47,6 +47,15 @@ def test_a_rollout_does_not_depend_on_its_batch(engine: VllmRollouts, prompts: l
     assert engine.generate(prompts, sampling, served.SEEDS) == together  # bit for bit
     other = engine.generate(prompts, sampling, (1, *served.SEEDS[1:]))
     assert [a == b for a, b in zip(other, together, strict=True)] == [False] + [True] * 5
+
+
+def test_a_prompt_is_not_taken_in_parts(engine: VllmRollouts, prompts: list[Prompt]) -> None:
+    """More tokens than one forward takes: the stream of a prompt cut in two would have begun too early."""
+    sampling, longest = Sampling(temperature=1.0, max_new_tokens=2), max(prompts, key=lambda p: len(p.token_ids))
+    count = 2 * BATCHED // len(longest.token_ids)
+    many = engine.generate([longest] * count, sampling, [5] * count)
+    (alone,) = engine.generate([longest], sampling, [5])
+    assert {rollout.token_ids for (rollout,) in many} == {alone[0].token_ids}
 
 
 def test_rollouts_of_neighbouring_seeds_share_no_stream(engine: VllmRollouts, prompts: list[Prompt]) -> None:
