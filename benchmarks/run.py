@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import advantage_time
 import learnability
 import media_loading
 import memory_soak
@@ -13,6 +14,7 @@ import step_phases
 ALL = {
     "packed_update": packed_update.main,
     "step_phases": step_phases.main,
+    "advantage_time": advantage_time.main,
     "media_loading": media_loading.main,
     "memory_soak": memory_soak.main,
     "learnability": learnability.main,
