@@ -180,7 +180,7 @@ class FakeActor:
         return [Prompt(case.id, torch.arange(3), torch.zeros(3, 3, dtype=torch.long), 3) for case in cases]
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
-        raise NotImplementedError
+        return self.response(case, "gold")
 
     def response(self, case: Case, text: str) -> Rollout:
         return Rollout(case.id, 0, tuple(text.encode()), text, finish_reason="gold")
@@ -280,15 +280,18 @@ def test_the_deep_check_knows_what_dpo_needs() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_sampled_pairs_train(tmp_path: Path) -> None:
-    stages = [recipe(beta=0.1, minibatch=2)["stages"][0]]
+def test_sampled_pairs_train_the_same_in_one_pack_and_in_many(tmp_path: Path) -> None:
+    """Six passes over a step's pairs: the first update starts at log 2, the later ones are below it."""
+    stages = [recipe(epochs=6)["stages"][0] | {"steps": 1}]
     here = place(tmp_path, stages=stages, rollout={"name": "torch", "n": 4, "max_new_tokens": 8, "prompts": 4})
-    assert fit(here.recipe).finished
-    rows = read(here.run / "metrics.jsonl")
-    steps = [row for row in rows if "dpo/rewards/margins" in row]
-    assert len(steps) == 3 and all(row["updates"] == 2 for row in steps)
-    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=0.02)  # its first minibatch is at log 2
-    assert steps[-1]["dpo/rewards/margins"] > 0 and steps[-1]["loss"] < math.log(2)
+    rows = []
+    for run, budget in (("whole", 16_384), ("split", 240)):
+        assert fit(here.recipe, [f"name={run}", f"trainer.tokens_per_pack={budget}"]).finished
+        rows += [row for row in read(here.folder / "runs" / run / "metrics.jsonl") if "dpo/rewards/margins" in row]
+    whole, split = rows
+    assert whole["updates"] == 6 and whole["loss"] < math.log(2) and whole["dpo/rewards/margins"] > 0
+    for name in ("loss", "grad_norm", *(name for name in whole if name.startswith("dpo/"))):
+        assert split[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.usefixtures("tiny")
