@@ -49,13 +49,14 @@ def test_a_rollout_does_not_depend_on_its_batch(engine: VllmRollouts, prompts: l
     assert [a == b for a, b in zip(other, together, strict=True)] == [False] + [True] * 5
 
 
-def test_a_prompt_is_not_taken_in_parts(engine: VllmRollouts, prompts: list[Prompt]) -> None:
-    """More tokens than one forward takes: the stream of a prompt cut in two would have begun too early."""
-    sampling, longest = Sampling(temperature=1.0, max_new_tokens=2), max(prompts, key=lambda p: len(p.token_ids))
-    count = 2 * BATCHED // len(longest.token_ids)
-    many = engine.generate([longest] * count, sampling, [5] * count)
-    (alone,) = engine.generate([longest], sampling, [5])
-    assert {rollout.token_ids for (rollout,) in many} == {alone[0].token_ids}
+def test_a_prompt_is_not_taken_in_parts(engine: VllmRollouts, loaded: Loaded) -> None:
+    """More tokens than one forward takes: the stream of a prompt that is cut in two would begin too early."""
+    encode, sampling = tiny.prompter(loaded), Sampling(max_new_tokens=2)
+    prompts = [encode(tiny.case(str(i), text=f"{i}. " + "Say something, please. " * 8)) for i in range(100)]
+    assert sum(len(prompt.token_ids) for prompt in prompts) > 1.5 * BATCHED
+    together = engine.generate(prompts, sampling, range(100))
+    alone = [engine.generate([prompt], sampling, [seed])[0] for seed, prompt in enumerate(prompts)]
+    assert served.tokens(together) == served.tokens(alone)
 
 
 def test_rollouts_of_neighbouring_seeds_share_no_stream(engine: VllmRollouts, prompts: list[Prompt]) -> None:
