@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,11 +40,15 @@ class Tokens:
 
     def discounted(self, terms: Tensor, factor: float) -> Tensor:
         """y[t] = terms[t] + factor y[t + 1] within each response, y being 0 behind its last token; [N]."""
-        out = terms.clone()
-        for back in range(1, max(self.lengths.tolist(), default=0)):
-            here = self.last[self.lengths > back] - back
-            out[here] += factor * out[here + 1]
-        return out
+        longer = len(self.lengths) - self.lengths.bincount().cumsum(0)[:-1]  # responses of more than 0, 1, .. tokens
+        rank = self.lengths.argsort(descending=True, stable=True).argsort()
+        back = self.last[self.rollout] - torch.arange(len(terms))
+        # tokens as far from their end lie together, the longest response first: a step is then one addition
+        place = (longer.cumsum(0) - longer)[back] + rank[self.rollout]
+        out = torch.empty_like(terms).index_copy_(0, place, terms)
+        for after, here in pairwise(out.split_with_sizes(longer.tolist())):
+            here += factor * after[: len(here)]
+        return out[place]
 
     def whitened(self, values: Tensor) -> Tensor:
         """Mean 0, unbiased variance 1 over all tokens that count, 0 elsewhere; exactly 0 where they are all equal."""
