@@ -169,7 +169,7 @@ class StepActor:
     key: tuple[object, ...]
     draws: Mapping[str, Draws] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=lambda: {"reward": 0.0})  # spent, by phase
+    numbers: Counter[str] = field(default_factory=Counter)  # seconds spent on rewards, responses sampled
 
     def prompts(self, cases: Sequence[Case]) -> list[Prompt]:
         return [self.encoded[id(case)] for case in cases]
@@ -187,15 +187,19 @@ class StepActor:
             stream = self.draws.get(case.id, ONCE).stream(self.seen[case.id])
             seeds.append(stable_seed(*self.key, case.id, stream))
             self.seen[case.id] += 1
-        return self.actor.engine.generate(prompts, self.sampling, seeds)
+        return self._count(self.actor.engine.generate(prompts, self.sampling, seeds))
 
     def with_baselines(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with the reward of a greedy response each, which is not trained on (`Needs.greedy`)."""
         greedy = replace(self.sampling, n=1, temperature=0.0)
-        rollouts = self.actor.engine.generate([group.prompt for group in groups], greedy, [0] * len(groups))
+        rollouts = self._count(self.actor.engine.generate([g.prompt for g in groups], greedy, [0] * len(groups)))
         pairs = zip(groups, rollouts, strict=True)
         judged = self.judge([Group(group.case, group.prompt, tuple(own)) for group, own in pairs])
         return [replace(group, baseline=one.rewards[0]) for group, one in zip(groups, judged, strict=True)]
+
+    def _count(self, rollouts: list[list[Rollout]]) -> list[list[Rollout]]:
+        self.numbers["rollouts/sampled"] += sum(len(own) for own in rollouts)
+        return rollouts
 
     def read(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with the readings of their rollouts."""
@@ -222,7 +226,7 @@ class StepActor:
             difficulty = tuple(combine(_only(verdict, task_weights), task_weights) for verdict in mine)
             penalised = len(task_weights) < len(self.actor.weights)
             out.append(replace(group, verdicts=mine, rewards=rewards, difficulty=difficulty if penalised else ()))
-        self.seconds["reward"] += time.perf_counter() - started
+        self.numbers["time/reward"] += time.perf_counter() - started  # type: ignore[assignment]
         return out
 
 

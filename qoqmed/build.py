@@ -195,8 +195,8 @@ def _stage(recipe: Recipe, index: int) -> Stage:
         where = f"stages.{index}.data.train"
         raise RecipeError(Problem("the stage has no training data", where=where, mend="name data sets in data.train"))
     datasets, weights = [dataset for dataset, _ in pairs], [weight for _, weight in pairs]
-    chosen = {"domains": stage.data.domains, "balanced": stage.data.balanced}
-    sampler = Sampler(datasets, weights, seed=recipe.seed + index, **chosen)
+    own = stage.data
+    sampler = Sampler(datasets, weights, seed=recipe.seed + index, domains=own.domains, balanced=own.balanced)
     prompts = stage.prompts or recipe.rollout.prompts
     steps = steps_of(sampler, prompts, stage.epochs)
     return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))

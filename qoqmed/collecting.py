@@ -31,14 +31,15 @@ class Collected:
     numbers: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Collected) -> Collected:
-        numbers = {name: value + other.numbers.get(name, 0.0) for name, value in self.numbers.items()}
+        names = [*self.numbers, *(name for name in other.numbers if name not in self.numbers)]
+        numbers = {name: self.numbers.get(name, 0.0) + other.numbers.get(name, 0.0) for name in names}
         return Collected(
             self.groups + other.groups,
             self.orders + other.orders,
             self.left_out + other.left_out,
             self.refused + other.refused,
             self.errors + other.errors,
-            numbers or other.numbers,
+            numbers,
         )
 
 
@@ -86,19 +87,12 @@ class Collector:
             except UserError as error:  # told to the other ranks, which would wait for this one for ever
                 return Collected(refused=admitted.refused, errors=(error,))
         places = [number * self.stage.prompts + order for order in orders]
-        numbers = {"time/reward": actor.seconds["reward"], "sampled": float(self._sampled(groups))}
-        made = Collected(tuple(groups), tuple(places), (), admitted.refused, (), numbers)
+        made = Collected(tuple(groups), tuple(places), (), admitted.refused, (), dict(actor.numbers))
         return made if self.stage.config.equal_groups == "keep" else _differing(made)
 
     def _groups(self, actor: StepActor, cases: Sequence[Any]) -> list[Group]:
         groups = self.stage.objective.collect(cases, actor)
         return actor.with_baselines(groups) if self.stage.needs.greedy else groups
-
-    def _sampled(self, groups: Sequence[Group]) -> int:
-        """Responses that an engine made for these groups, greedy ones among them."""
-        return sum(bool(r.log_probs) for group in groups for r in group.rollouts) + self.stage.needs.greedy * len(
-            groups
-        )
 
     def _first(self, made: Collected) -> Collected:
         """No more groups than the step has prompts, over all ranks."""

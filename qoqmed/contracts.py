@@ -150,7 +150,8 @@ class Objective(Protocol):
 
     epochs: passes over a step's groups. minibatch: groups per update over all ranks, 0 for all. It may have:
     reward_kl_weight, of the KL that the loop takes from the rewards of tokens; value_weight, above 0 where it trains
-    values; advantages = False where it samples and needs no estimator of them.
+    values; advantages = False where it samples and needs no estimator of them; whole_groups = True where its loss has
+    to see all trained responses of a group at once.
     """
 
     needs: Needs

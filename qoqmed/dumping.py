@@ -20,7 +20,7 @@ def write_dump(path: Path, broken: Broken, groups: tuple[Group, ...], level: str
     """Write `path` (safetensors: layout of the pack, and what was known of every response token) and beside it a .json
     with the loss and the cases.
 
-    groups: of this rank's step. level: of the recipe's `traces`: with `text` also the tokens, with `full` the media too.
+    groups: of this rank's step. level: of the recipe's `traces`: with `text` the tokens too, with `full` the media.
     """
     names = (*SHARED, *(TEXT if level in ("text", "full") else ()), *(("pixel_values",) if level == "full" else ()))
     known = {

@@ -191,10 +191,9 @@ class Loop:
     def counts(self, made: Collected) -> dict[str, float]:
         """What a step took, beside what it taught."""
         out = {"skipped_cases": float(self.state.skipped)} | self.feeder.figures()
-        if self.stage.advantage is not None or made.numbers.get("sampled"):
-            total = add_up(made.numbers)
-            out["time/reward"] = total.get("time/reward", 0.0) / self.fabric.world_size
-            out["rollouts/sampled"] = total.get("sampled", 0.0)
+        total = add_up(made.numbers)
+        if total.get("rollouts/sampled"):
+            out |= total | {"time/reward": total.get("time/reward", 0.0) / self.fabric.world_size}
             out["rollouts/left_out_groups"] = float(sum(gather(len(made.left_out))))
             out["rollouts/invalid_share"] = invalid_share(self.state.invalid)
         return out

@@ -9,6 +9,7 @@ batches of index rows, bucketed by length so that little of them is padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,15 +102,15 @@ class Pack:
         return self if self.token_ids.device == device else _move(self, device)
 
 
-def pack(groups: Sequence[Group], tokens_per_pack: int) -> list[Pack]:
+def pack(groups: Sequence[Group], tokens_per_pack: int, whole: bool = False) -> list[Pack]:
     """Lay out groups in order, a new row when the next group would pass `tokens_per_pack`.
 
-    A group that is longer than a whole row is split between responses, its prompt repeated; a single response that is
-    longer still gets a row of its own.
+    A group that is longer than a whole row is split between responses, its prompt repeated, or with `whole` gets a row
+    of its own, as a single response that is longer does.
     """
     rows: list[list[tuple[int, list[int]]]] = []
     used = tokens_per_pack
-    for g, chunk, tokens in _chunks(groups, tokens_per_pack):
+    for g, chunk, tokens in _chunks(groups, math.inf if whole else tokens_per_pack):
         if used + tokens > tokens_per_pack:
             rows.append([])
             used = 0
@@ -123,7 +124,7 @@ def prompt_pack(prompts: Sequence[Prompt]) -> Pack:
     return _assemble(prompts, [[] for _ in prompts], [], [])
 
 
-def _chunks(groups: Sequence[Group], budget: int) -> Iterator[tuple[int, list[int], int]]:
+def _chunks(groups: Sequence[Group], budget: float) -> Iterator[tuple[int, list[int], int]]:
     for g, group in enumerate(groups):
         prompt, chunk, tokens = len(group.prompt.token_ids), list[int](), len(group.prompt.token_ids)
         for i, rollout in enumerate(group.rollouts):

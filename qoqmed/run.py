@@ -209,7 +209,11 @@ def restore_policy(path: Path, policy: nn.Module, last: bool = False) -> Path:
     if chosen is None:
         mend = "resume the run until it saves one (trainer.checkpoint_every)"
         raise RunError(Problem("this run has no checkpoint", str(path), mend=mend))
-    checkpoint.restore(policy.state_dict().items(), checkpoint.load(chosen).tensors["policy"])
+    tensors, own = checkpoint.load(chosen).tensors["policy"], policy.state_dict()
+    for name in {name for name in own.keys() ^ tensors.keys() if name.startswith("value_head.")}:
+        own.pop(name, None)  # values begin anew where the run had none, and are left where nothing needs them
+        tensors.pop(name, None)
+    checkpoint.restore(own.items(), tensors)
     return chosen
 
 

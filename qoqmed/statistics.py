@@ -59,10 +59,11 @@ def metrics(
     }
     lengths = [length for fact in everyone for length in fact.lengths]
     out["completions/mean_length"] = _mean(lengths)
-    if estimate is not None:
+    if any(fact.rewards for fact in everyone):
         out |= _reward_metrics(everyone)
         out["completions/clipped_ratio"] = sum(fact.cut for fact in everyone) / max(len(lengths), 1)
         out["completions/flawed_ratio"] = sum(fact.flawed for fact in everyone) / max(len(lengths), 1)
+    if estimate is not None:
         out |= {f"advantage/{name}": value for name, value in estimate.all_ranks.diagnostics.scalars.items()}
         if estimate.all_ranks.diagnostics.kl_threshold is not None:
             out["advantage/kl_threshold"] = estimate.all_ranks.diagnostics.kl_threshold

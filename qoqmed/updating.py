@@ -123,7 +123,8 @@ def needs_old(stage: Stage, rollout: RolloutConfig, engine: Rollouts) -> bool:
     cut = rollout.top_p < 1.0 or rollout.top_k > 0
     by_kl = stage.needs.kl or reward_kl_weight(stage) > 0
     biased = by_kl and not getattr(engine, "exact_log_probs", False)
-    return stage.needs.rollouts and (several or cut or biased or stage.needs.values)
+    asked = stage.needs.rollouts and stage.advantage is not None
+    return asked and (several or cut or biased or stage.needs.values)
 
 
 def reward_kl_weight(stage: Stage) -> float:
@@ -223,9 +224,10 @@ class Updater:
     def _minibatch(
         self, members: list[int], groups: Sequence[Group], scored: Scored, targets: Targets | None
     ) -> Minibatch:
+        members = [g for g in members if any(groups[g].trained)]
         batch = [groups[g] for g in members]
         totals = self._totals(batch)
-        packs = pack(batch, self.budget)
+        packs = pack(batch, self.budget, whole=getattr(self.objective, "whole_groups", False))
         forwards = level(packs)
         if totals.sequences == 0:
             return Minibatch([], None, {}, empty=True)

@@ -241,7 +241,10 @@ def test_old_log_probs_are_scored_where_nothing_stands_in_for_them(
     objective: dict[str, int], rollout: dict[str, Any], kl: bool, exact: bool, expected: bool
 ) -> None:
     stage: Any = SimpleNamespace(
-        objective=PolicyGradient(**objective), prompts=8, needs=Needs(rollouts=True, reference=kl, kl=kl)
+        objective=PolicyGradient(**objective),
+        prompts=8,
+        needs=Needs(rollouts=True, reference=kl, kl=kl),
+        advantage="some",
     )
     engine: Any = TorchRollouts() if exact else SimpleNamespace()
     assert needs_old(stage, RolloutConfig(**rollout), engine) is expected

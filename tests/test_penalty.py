@@ -46,6 +46,8 @@ def test_difficulty_leaves_the_penalty_out() -> None:
 
 
 def test_drpo_takes_its_mean_reward_from_the_difficulty() -> None:
-    found = estimate(DRPO(cluster=False, kl_damping=False), [judged({"task": Task(), "penalty": Penalty()})], [0], Known())
+    found = estimate(
+        DRPO(cluster=False, kl_damping=False), [judged({"task": Task(), "penalty": Penalty()})], [0], Known()
+    )
     assert found.all_ranks.diagnostics.domains["ct"].mean_reward == pytest.approx(0.5)
     assert found.advantages[0][0] < 0 < found.advantages[0][1]

@@ -88,6 +88,8 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
     if stage.advantage is not None and stage.advantage.where in sound:
         advantage = yield from _made("advantages", stage.advantage)
         needs = needs if advantage is None else needs | advantage.needs
+    yield from _values(stage, objective, needs)
+    yield from _equal_groups(recipe, stage, where, needs)
     if not needs.rollouts:
         return
     name = stage.objective.name
@@ -103,6 +105,26 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
     elif needs.group > 1 and temperature == 0:
         what = f"greedy sampling gives equal responses, and {where} compares them"
         yield Problem(what, "rollout.temperature", str(temperature), "above 0")
+
+
+def _values(stage: StageConfig, objective: Any, needs: Needs) -> Iterator[Problem]:
+    if needs.values and stage.advantage is not None and not getattr(objective, "value_weight", 0.0):
+        name = stage.objective.name
+        what = f"the estimator {stage.advantage.name!r} needs values, and the objective {name!r} trains none"
+        mend = "policy_gradient trains them; or an estimator without values, such as rloo"
+        yield Problem(what, f"{stage.objective.where}.value_weight", "0 or not there", "above 0", mend)
+
+
+def _equal_groups(recipe: Recipe, stage: StageConfig, where: str, needs: Needs) -> Iterator[Problem]:
+    how = stage.equal_groups
+    if how == "keep":
+        return
+    if not needs.rollouts:
+        what = f"the objective {stage.objective.name!r} samples no groups"
+        yield Problem(what, f"{where}.equal_groups", how, "keep")
+    elif recipe.rollout.n < 2:
+        what = "a single response has no reward to differ from: every group would be left out"
+        yield Problem(what, "rollout.n", str(recipe.rollout.n), "at least 2", f"or {where}.equal_groups=keep")
 
 
 def _made(group: str, node: Node) -> Generator[Problem, None, Any]:

@@ -64,6 +64,7 @@ class DPO:
         )
         self.beta, self.pairs, self.margin, self.label_smoothing = beta, pairs, margin, label_smoothing
         self.epochs, self.minibatch = epochs, minibatch
+        self.whole_groups = True
         sampled = pairs == "sample"
         self.needs = Needs(reference=True, rollouts=sampled, group=2 if sampled else 1)
 
