@@ -373,3 +373,55 @@ def test_loading_leaves_the_content_and_the_environment_alone() -> None:
     before, environment = deepcopy(RECIPE), dict(os.environ)
     config.load(RECIPE, ["stages.0.optimizer.lr=1e-5", "rollout.n=5"])
     assert before == RECIPE and environment == dict(os.environ)
+
+
+# ---- base
+
+
+def recipe_files(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+BASE = """
+name: base
+seed: 7
+model: {name: tiny}
+data: {train: [{name: synthetic, size: 10}]}
+rewards: {accuracy: 1.0, format: 0.5}
+stages:
+  - name: a
+    objective: {name: policy_gradient, kl_weight: 0.5}
+    advantage: {name: drpo, max_clusters: 3}
+    optimizer: {lr: 0.1}
+  - {name: b, extends: a, steps: 4}
+"""
+
+
+def test_a_recipe_upon_another(tmp_path: Path) -> None:
+    own = "base: base.yaml\nname: own\nrewards: {format: 0.1}\nstages:\n"
+    own += "  - {name: a, objective: {kl: k1}, advantage: rloo}\n  - {name: c, objective: sft}\n"
+    more = "base: own.yaml\nname: more\nstages: [{name: b, steps: 9}]\n"
+    recipe = config.load(recipe_files(tmp_path, base=BASE, own=own, more=more) / "more.yaml", ["seed=8"])
+    assert (recipe.name, recipe.seed) == ("more", 8)
+    assert {key: reward.weight for key, reward in recipe.rewards.items()} == {"accuracy": 1.0, "format": 0.1}
+    assert [(stage.name, stage.steps) for stage in recipe.stages] == [("a", None), ("b", 9), ("c", None)]
+    for stage in recipe.stages[:2]:
+        assert stage.objective.arguments == {"kl_weight": 0.5, "kl": "k1"} and stage.optimizer.lr == 0.1
+        assert stage.advantage is not None and (stage.advantage.name, stage.advantage.arguments) == ("rloo", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: own.yaml\nname: own\n", "cannot be its own base"),
+        ("base: other.yaml\nname: own\n", "no such recipe file"),
+        ("base: 3\nname: own\n", "not a recipe to start from"),
+        ("base: loop.yaml\nname: own\n", "cannot be its own base"),
+    ],
+)
+def test_a_base_that_cannot_be(text: str, told: str, tmp_path: Path) -> None:
+    folder = recipe_files(tmp_path, own=text, loop="base: own.yaml\nname: loop\n")
+    with pytest.raises(RecipeError, match=told):
+        config.load(folder / "own.yaml")

@@ -231,8 +231,8 @@ def test_the_rows_shown_are_cases(tmp_path: Path) -> None:
 
 def test_the_plugins_shown_do_what_is_said(installed: None, tmp_path: Path) -> None:
     page = ROOT / "docs" / "plugins.md"
-    result = qoqmed.estimate(workspace(page, tmp_path) / "rewards.jsonl", "rloo")
-    assert result["advantages"] == [0.75, -0.75, 0.0]
+    result = qoqmed.estimate(workspace(page, tmp_path) / "rewards.jsonl", "median")
+    assert result["advantages"] == [0.75, -0.25, 0.0]
     reward = next(block.text for block in blocks(ROOT / "README.md") if block.file.endswith("__init__.py"))
     code = [line for line in reward.split("class ", 1)[1].splitlines() if line.strip()]
     assert len(code) <= 10  # "This reward takes ten lines"

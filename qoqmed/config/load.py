@@ -49,7 +49,7 @@ def _beyond(known: Sequence[Problem], found: Sequence[Problem]) -> list[Problem]
     return [problem for problem in found if not any(f"{problem.where}.".startswith(f"{p}.") for p in places)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         found = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         what = "a recipe is a file, this is a folder" if path.is_dir() else "no such recipe file"
@@ -63,7 +63,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(Problem(f"not readable as YAML: {text}", where)) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise RecipeError(Problem("not a recipe", str(path), expected="a mapping with at least `name` and `stages`"))
-    return {str(key): value for key, value in content.items()}
+    named = {str(key): value for key, value in content.items()}
+    return named if "base" not in named else _upon(path, named.pop("base"), named, seen)
+
+
+def _upon(path: Path, base: Any, over: dict[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The recipe `over` of the file `path` upon another file's: as by `extends`, and stages of one name are merged."""
+    seen = (*seen, path.resolve())
+    if not isinstance(base, str):
+        raise RecipeError(Problem("not a recipe to start from", f"{path}: base", repr(base), "a file beside this one"))
+    if (path.parent / base).resolve() in seen:
+        raise RecipeError(Problem("a recipe cannot be its own base", f"{path}: base", base))
+    below = _read(path.parent / base, seen)
+    merged: dict[str, Any] = _merge(below, over, stage=True)
+    if isinstance(below.get("stages"), list) and isinstance(over.get("stages"), list):
+        merged["stages"] = _by_name(below["stages"], over["stages"])
+    return merged
+
+
+def _by_name(below: Sequence[Any], over: Sequence[Any]) -> list[Any]:
+    """Stages of a base with those of the same name upon them, then the new ones."""
+    mine = {stage["name"]: stage for stage in over if isinstance(stage, dict) and "name" in stage}
+    kept = [
+        _merge(stage, mine.pop(stage["name"]), stage=True)
+        if isinstance(stage, dict) and stage.get("name") in mine
+        else deepcopy(stage)
+        for stage in below
+    ]
+    return [*kept, *(stage for stage in over if not isinstance(stage, dict) or stage.get("name", "") in {*mine, ""})]
 
 
 def _extend(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
