@@ -94,6 +94,28 @@ def test_two_processes_train_adapters_as_one_does(tiny: None, tmp_path: Path, si
     assert_close(weights(one), weights(two.run))
 
 
+K1 = {"name": "policy_gradient", "kl": "k1", "kl_weight": 0.05, "minibatch": 2}
+METHODS = [
+    {"name": "ppo", "objective": K1, "advantage": {"name": "gae", "lam": 0.9}},
+    {"name": "remax", "objective": K1, "advantage": {"name": "remax"}},
+    {"name": "tokens", "objective": K1, "advantage": {"name": "reinforce_pp"}, "equal_groups": "resample"},
+    {"name": "window", "objective": {"name": "policy_gradient"}, "advantage": {"name": "drpo", "window": 2}},
+    {"name": "pairs", "objective": {"name": "dpo"}, "advantage": None},
+]
+
+
+def test_two_processes_run_every_method_as_one_does(tiny: None, tmp_path: Path, site: Path) -> None:
+    """A value head, greedy baselines, advantages of tokens, a window of steps, pairs: one after another."""
+    stages = [stage | {"steps": 2, "optimizer": STAGES[1]["optimizer"]} for stage in METHODS]
+    data = DATA | {"train": [SOURCE | {"size": 8}], "valid": []}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = fit(place(tmp_path / "one", stages=stages, data=data).recipe).folder
+    two = place(tmp_path / "two", stages=stages, data=data)
+    finish(start(site, *TORCHRUN, "fit", two.recipe, "trainer.strategy=fsdp2", "trainer.devices=2"))
+    assert_close(weights(one), weights(two.run))
+
+
 def test_devices_start_processes_and_ctrl_c_saves_for_any_number_of_them(here: Place, alone: Path, site: Path) -> None:
     """`trainer.devices=2` needs no torchrun. One process goes on from what two had saved."""
     process = start(site, "qoqmed", "fit", here.recipe, "trainer.devices=2")

@@ -18,7 +18,7 @@ from qoqmed import estimating, updating
 from qoqmed.advantages.table import Advantages, Diagnostics, RewardTable
 from qoqmed.config.schema import OptimizerConfig
 from qoqmed.estimating import Known, Member, Row, estimate, sequence_kl, table
-from qoqmed.losses import Loss, TokenTable
+from qoqmed.losses import Loss, TokenTable, clipped_surrogate, sequence_ratio, value_loss
 from qoqmed.module import ClinicalPolicyModule
 from qoqmed.objectives.policy_gradient import PolicyGradient
 from qoqmed.objectives.sft import SFT
@@ -169,6 +169,52 @@ def test_packs_do_not_show_in_the_numbers(
     assert found.numbers == pytest.approx(expected.numbers, rel=1e-4)
     assert set(found.numbers) == {"loss", "kl", "entropy", "clip_ratio/low", "clip_ratio/high"}
     assert len(pack(groups, budget)) > len(pack(groups, one.budget))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.02},
+        {"dual_clip": 1.1, "aggregate": "token"},
+        {"kl": "k1", "value_weight": 0.3, "value_clip": 0.1},
+        {"aggregate": "dr_grpo", "entropy_weight": 0.01},
+    ],
+)
+def test_one_micro_batch_and_four_agree(
+    options: dict[str, Any], module: Any, groups: list[Group], scored: Scored, fabric: Any
+) -> None:
+    """Loss, statistics and gradients, to 1e-5 of the gradient's norm; with a value head, returns of both signs."""
+    mine = copy.deepcopy(module)
+    mine.policy.add_value_head()
+    with torch.no_grad():
+        mine.policy.value_head.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    now = score(mine, groups, WHOLE, TEMPERATURE, old=True, reference=True)
+    known = replace(scored, values=now.values)
+    told = tiny.targets(groups, ADVANTAGES)
+    told = replace(told, returns={member: values.sin() for member, values in scored.old.items()})
+    objective = PolicyGradient(kl_weight=0.5, **options)
+    one, whole = updater(mine, fabric, objective)
+    several, parts = updater(mine, fabric, objective, budget=45)
+    assert len(pack(groups, 45)) >= 4
+    expected, found = one(groups, known, told), several(groups, known, told)
+    assert found.numbers == pytest.approx(expected.numbers, rel=1e-4, abs=1e-6)
+    assert_close(parts.steps[0], whole.steps[0])
+    assert whole.steps[0]["value_head.weight"].any()
+
+
+def test_value_loss_and_sequence_ratio_by_hand() -> None:
+    """Golden: PPO's max(plain, clipped) / 2, and GSPO's mean of log ratios, worked out on paper."""
+    values, old, returns = torch.tensor([1.0, 0.0, 0.3]), torch.tensor([0.0, 0.0, 0.0]), torch.tensor([2.0, 1.0, 0.0])
+    loss, held = value_loss(values, old, returns, 0.2)
+    assert loss.tolist() == pytest.approx([0.5 * 1.8**2, 0.5, 0.5 * 0.3**2]) and held.tolist() == [True, False, False]
+    assert value_loss(values, old, returns, None)[0].tolist() == pytest.approx([0.5, 0.5, 0.045])
+    response, lengths = torch.tensor([0, 0, 1]), torch.tensor([2, 1])
+    table = TokenTable(values, response, lengths, 2, 3, 4)
+    assert sequence_ratio(torch.tensor([0.1, 0.3, -0.5]), table).tolist() == pytest.approx([0.2, 0.2, -0.5])
+    advantages = torch.tensor([-1.0, -1.0, 1.0])
+    ratio = torch.tensor([5.0, 1.1, 5.0]).log()
+    loss, _, _ = clipped_surrogate(ratio, advantages, 0.2, 0.2, dual_clip=3.0)
+    assert loss.tolist() == pytest.approx([3.0, 1.1, -1.2])
 
 
 def test_each_minibatch_has_its_own_totals(
