@@ -25,6 +25,7 @@ test: lint
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --ignore=tests/vllm
+	$(BIN)/python -m pytest -m slow tests/vllm
 
 lint: $(READY)
 	$(BIN)/ruff check .

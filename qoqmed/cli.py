@@ -168,6 +168,9 @@ def predict(
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Default: that of the run.")] = None,
     temperature: Annotated[float, typer.Option(metavar="T", help="0: the likeliest answer.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of answers that are sampled.")] = 0,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The plugin of qoqmed.rollouts. Default: the run's, or torch.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The response as the model gave it, nothing else.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -187,6 +190,7 @@ def predict(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        overrides=[f"rollout.name={engine}"] if engine else (),
     )
     if raw:
         print(made.rollout.text)

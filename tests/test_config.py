@@ -425,3 +425,11 @@ def test_a_base_that_cannot_be(text: str, told: str, tmp_path: Path) -> None:
     folder = recipe_files(tmp_path, own=text, loop="base: own.yaml\nname: loop\n")
     with pytest.raises(RecipeError, match=told):
         config.load(folder / "own.yaml")
+
+
+def test_another_engine_keeps_no_argument_of_the_old_one() -> None:
+    rollout = {"name": "vllm", "n": 3, "kv_cache_mb": 64}
+    recipe = config.load(changed(rollout=rollout), ["rollout.batch=9", "rollout.name=torch"])
+    assert (recipe.rollout.name, recipe.rollout.n, recipe.rollout.arguments) == ("torch", 3, {"batch": 9})
+    same = config.load(changed(rollout=rollout), ["rollout.name=vllm"])
+    assert same.rollout.arguments == {"kv_cache_mb": 64}

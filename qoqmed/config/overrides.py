@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from qoqmed.config.schema import RolloutConfig
 from qoqmed.errors import Problem, RecipeError, near
 
 
@@ -30,7 +32,7 @@ def parse(text: str) -> tuple[str, Any]:
 
 def apply(raw: dict[str, Any], texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
     """The recipe with its overrides; which override set each YAML path; the problems of those that cannot apply."""
-    changed = deepcopy(raw)
+    changed = _without_old_engine(deepcopy(raw), texts)
     written: dict[str, str] = {}
     problems: list[Problem] = []
     for text in texts:
@@ -40,6 +42,16 @@ def apply(raw: dict[str, Any], texts: Sequence[str]) -> tuple[dict[str, Any], di
         except RecipeError as error:
             problems += error.problems
     return changed, written, problems
+
+
+def _without_old_engine(raw: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Where `rollout.name` changes, the file's arguments of the old engine go: they are not the new one's."""
+    rollout = raw.get("rollout")
+    names = [text.partition("=")[2].strip() for text in texts if text.partition("=")[0].strip() == "rollout.name"]
+    if isinstance(rollout, dict) and names and rollout.get("name") not in (None, names[-1]):
+        own = {field.name for field in fields(RolloutConfig)}
+        raw["rollout"] = {key: value for key, value in rollout.items() if key in own}
+    return raw
 
 
 def _place(root: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> list[str]:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import Place, command, metrics, place, read, same, weights
 
 from qoqmed.errors import PluginError
@@ -76,11 +78,22 @@ def test_a_run_whose_engine_dies_is_saved_and_goes_on(
     assert same(weights(broken.run), weights(whole.run))
 
 
-def test_a_saved_run_answers_by_the_engine_as_in_its_last_pass(whole: Place, tmp_path: Path) -> None:
-    """The engine begins with the restored weights, not with those that the policy was made with."""
+def test_a_saved_run_answers_by_the_engine_as_in_its_last_pass(
+    whole: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine begins with the restored weights, not with those that the policy was made with. Another one, on
+    request, gives the same greedy answer."""
     again = tmp_path / "again.jsonl"
     assert command("eval", whole.run, "--split", "valid", "--predictions", again) == 0
     assert again.read_text() == (whole.run / "predictions-valid.jsonl").read_text()
+    answers, picture = [], tmp_path / "eye.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(picture)
+    for engine in ("vllm", "torch"):
+        capsys.readouterr()
+        words = (whole.run, "What is on this picture?", "--image", picture, "--engine", engine, "--raw")
+        assert command("predict", *words) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != ""
 
 
 @pytest.mark.slow
