@@ -121,7 +121,7 @@ def in_a_step(warm: int, steps: int) -> list[dict[str, Any]]:
     from qoqmed import fit
 
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"trainer.out={folder}/run", "evaluation.limit=9", "traces=ids", "callbacks=[]"]
+        overrides = [f"trainer.out={folder}/run", "data.test=[]", "traces=ids", "callbacks=[]"]
         overrides += [f"stages.0.steps={warm}", f"stages.1.steps={steps}", f"stages.1.prompts={QUESTIONS}"]
         result = fit(ROOT / "recipes" / "quickstart.yaml", overrides)
         lines = (Path(result.folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -136,11 +136,15 @@ def in_a_step(warm: int, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(repeats: int = 7, steps: int = 50, warm: int = 40, real: int = 2) -> None:
+def main(repeats: int = 7, steps: int = 50, warm: int = 20, real: int = 2) -> None:
     sizes = by_questions(repeats)
     largest, middle = sizes[-1], next(one for one in sizes if one["questions"] == 256)
     growth = math.log(largest["median CPU s"] / middle["median CPU s"], largest["questions"] / middle["questions"])
-    rows = [*sizes, *by_estimator(repeats), *over_steps(steps), *in_a_step(warm, real)]
+    others, flat, whole = by_estimator(repeats), over_steps(steps), in_a_step(warm, real)
+    noisy = next(one for one in sizes if one["questions"] == QUESTIONS)
+    part = {"step s": whole[-1]["step s"], "% of the step": 100 * noisy["median s"] / whole[-1]["step s"]}
+    whole.append(noisy | part | {"what": "drpo on the rewards made here, in such a step"})
+    rows = [*sizes, *others, *flat, *whole]
     show("seconds of the advantage step, 8 rollouts a question, nine domains", rows)
     settings = {"repeats": repeats, "steps": steps, "rollouts": ROLLOUTS, "tokens": TOKENS, "warm start steps": warm}
     settings |= {"recipe": "recipes/quickstart.yaml", "exponent of questions in CPU s, 256 to 4096": growth}
