@@ -156,7 +156,7 @@ class Loop:
             self.advantages = (*(estimated.advantages if estimated else ()), *(() for _ in made.left_out))
         with self.phase("update"):
             targets = Targets(estimated.tokens, estimated.returns) if estimated else None
-            updated = self.updater(stage, temperature)(groups, scored, targets)
+            updated = self.updater(stage, temperature)(groups, scored, targets, made.orders)
         with self.phase("sync"):
             failed = self.synced()
 

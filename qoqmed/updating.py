@@ -197,16 +197,23 @@ class Updater:
     max_grad_norm: float
     on_broken: Callable[[Sequence[Broken]], None] = lambda broken: None
 
-    def __call__(self, groups: Sequence[Group], scored: Scored, targets: Targets | None) -> Updated:
-        """Minibatches are cut from the groups in their order; denominators are those of all ranks."""
-        world = self.fabric.world_size
-        size = math.ceil(self.objective.minibatch / world) if self.objective.minibatch else len(groups)
-        count = max(gather(math.ceil(len(groups) / max(size, 1))))
+    def __call__(
+        self, groups: Sequence[Group], scored: Scored, targets: Targets | None, orders: Sequence[int] | None = None
+    ) -> Updated:
+        """Minibatches are cut from the groups of all ranks in their order, as their denominators are of all ranks.
+
+        orders: the groups' places in the step, in which they are sorted; not given, they are those of one process.
+        """
+        mine = range(len(groups)) if orders is None else orders
+        everyone = sorted(order for part in gather(list(mine)) for order in part)
+        size = self.objective.minibatch or max(len(everyone), 1)
+        number_of = {order: place // size for place, order in enumerate(everyone)}
+        count = math.ceil(len(everyone) / size)
         tally, norms, skipped, before = Tally(), list[float](), 0, scored.old
         for epoch in range(self.objective.epochs):
             for number in range(count):
-                members = range(min(number * size, len(groups)), min((number + 1) * size, len(groups)))
-                done = self._minibatch(list(members), groups, scored, targets)
+                members = [g for g, order in enumerate(mine) if number_of[order] == number]
+                done = self._minibatch(members, groups, scored, targets)
                 for loss in done.losses:
                     tally.add(loss)
                 if epoch == 0 and number == 0:
