@@ -17,7 +17,7 @@ class Form:
 
 
 FORMS = (
-    Form("small", 4096),
+    Form("small", 5120),
     Form(
         "full",
         262_144,

@@ -95,7 +95,7 @@ def figures_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     totals = [seconds_of(row) for row in rows]
     out = {"step_s": statistics.median(totals)}
     for name in ("reward", "advantage"):
-        spent = [row[f"time/{name}"] for row in rows if f"time/{name}" in row]
+        spent = [row[f"time/{name}"] for row in rows if f"time/{name}" in row and "reward" in row]
         if spent:
             out |= {f"{name}_s": statistics.median(spent), f"{name}_share": sum(spent) / sum(totals)}
     for key in ("advantage/hit_cap", "advantage/scale_ratio", "advantage/top_question_share", "frac_reward_zero_std",
