@@ -64,11 +64,11 @@ def tiny_suite(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Suite:
 def test_names_are_their_own_and_steps_spend_the_budget() -> None:
     assert len(NAMED) == len(METHODS) and WARM_START.name not in NAMED
     small = Suite(FORMS[0], (1,), METHODS, Path("out"), Path("tables"))
-    assert FORMS[0].name == "small" and FORMS[0].budget == 5120
+    assert FORMS[0].name == "small" and FORMS[0].budget == 4096
     last = {name: small.overrides(1, method)[-1] for name, method in NAMED.items()}
-    assert last["drpo"] == last["ppo"] == "stages.training.steps=20"  # 5120 / (32 prompts x 8 responses)
-    assert last["remax"] == "stages.training.steps=17"  # / (32 x 9): the greedy response counts
-    assert last["sft"] == last["sft_focal"] == "stages.training.steps=160"  # / 32 gold responses
+    assert last["drpo"] == last["ppo"] == "stages.training.steps=16"  # 4096 / (32 prompts x 8 responses)
+    assert last["remax"] == "stages.training.steps=14"  # / (32 x 9): the greedy response counts
+    assert last["sft"] == last["sft_focal"] == "stages.training.steps=128"  # / 32 gold responses
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)

@@ -17,7 +17,7 @@ class Form:
 
 
 FORMS = (
-    Form("small", 5120),
+    Form("small", 4096),
     Form(
         "full",
         262_144,
