@@ -25,7 +25,10 @@ _EXTRAS = {
     "ecg": "ECG files",
     "imaging": "DICOM and NIfTI",
     "video": "video files",
-    "vllm": "vLLM (no engine of this version uses it yet)",
+    "timm": "the encoder timm_image",
+    "lora": "low-rank adapters",
+    "plot": "the picture of `qoqmed advantage`",
+    "vllm": "the rollout engine vllm",
     "dev": "tests and lint",
 }
 
