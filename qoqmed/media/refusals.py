@@ -40,14 +40,14 @@ def of_row(where: str) -> Iterator[None]:
 
 
 def need(module: str, extra: str) -> Any:
-    """Imports a reader that an extra installs. A missing one is the environment's fault and no row's: a UserError."""
+    """Imports what an extra installs. A missing one is the environment's fault and no row's: a UserError."""
     try:
         return import_module(module)
     except ImportError as error:
         root = module.partition(".")[0]
         raise UserError(
             Problem(
-                f"reading this needs the package '{root}', which cannot be imported: {error}",
+                f"this needs the package '{root}', which cannot be imported: {error}",
                 mend=f"pip install 'qoqmed[{extra}]'",
             )
         ) from error
