@@ -1,10 +1,15 @@
-"""All benchmarks that run on a CPU (the last takes twenty minutes): `make bench`, or `benchmarks/run.py NAME ...`."""
+"""The benchmarks that run on a CPU, about an hour in all: `make bench`, or `benchmarks/run.py NAME ...`.
+
+`engines` and `engine_learning` need vLLM. The suite of training methods has a command of its own: `table2/run.py`.
+"""
 
 from __future__ import annotations
 
 import sys
 
 import advantage_time
+import engine_learning
+import engines
 import learnability
 import media_loading
 import memory_soak
@@ -15,6 +20,8 @@ ALL = {
     "packed_update": packed_update.main,
     "step_phases": step_phases.main,
     "advantage_time": advantage_time.main,
+    "engines": engines.main,
+    "engine_learning": engine_learning.main,
     "media_loading": media_loading.main,
     "memory_soak": memory_soak.main,
     "learnability": learnability.main,

@@ -222,6 +222,7 @@ class Loop:
         raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
 
     def estimate(self, stage: Stage, made: Collected, known: Known) -> Estimate | None:
+        """Advantages of the step's groups; None where nothing estimates them, or no group is left on any rank."""
         groups = made.groups
         if stage.advantage is None:
             return None
