@@ -20,7 +20,9 @@ from qoqmed.parallel import gather
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.prompting import Prompter
 from qoqmed.rewards.combine import combine, judge
-from qoqmed.types import Case, Group, Mask, Rollout, Sampling, Verdict
+from qoqmed.types import Case, Group, Mask, Needs, Rollout, Sampling, Verdict
+
+PAIR = ("dpo/chosen", "dpo/rejected")  # attributes of a case that brings its pair
 
 
 def stable_seed(*parts: object) -> int:
@@ -105,22 +107,24 @@ class Actor:
     media: MediaCache = field(default_factory=MediaCache)
     modalities: Collection[str] | None = None  # that stay; None: all
 
-    def admit(self, drawn: Sequence[tuple[Dataset, int]], gold: bool = False) -> Admitted:
+    def admit(self, drawn: Sequence[tuple[Dataset, int]], needs: Needs = Needs()) -> Admitted:  # noqa: B008
         """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`.
 
-        gold: refuse a case that has no gold answer, too.
+        needs: with `gold` or `pair`, refuse a case that has none, too.
         """
-        return sort_out([self.admit_one(item, gold) for item in drawn])
+        return sort_out([self.admit_one(item, needs) for item in drawn])
 
-    def admit_one(self, item: tuple[Dataset, int], gold: bool = False) -> Outcome:
+    def admit_one(self, item: tuple[Dataset, int], needs: Needs = Needs()) -> Outcome:  # noqa: B008
         """Changes nothing here: loader threads call it."""
         dataset, index = item
         try:
             case = self._complete(leave_out(dataset[index], self.modalities))
             prompt = self.prompter(case)
             case = _fitted(case, prompt)
-            if gold:
+            if needs.gold:
                 self.gold(case, prompt)
+            if needs.pair:
+                self.pair(case)
             return case, prompt
         except DataError as error:  # kept as a value: what to do with it is `on_error`'s to say
             return error
@@ -150,6 +154,15 @@ class Actor:
             raise DataError(Problem(what, where=case.id, got=", ".join(found), mend=mend))
         return Rollout(case.id, 0, self.handle.encode_text(text), text, finish_reason="gold")
 
+    def pair(self, case: Case) -> tuple[Rollout, Rollout]:
+        """The row's own responses. Raises DataError, naming the row, for none and for special tokens in them."""
+        texts = [case.attributes.get(name) for name in PAIR]
+        if None in texts:
+            mend = "give the row the fields 'chosen' and 'rejected', or use pairs: sample"
+            raise DataError(Problem("the case brings no pair of responses", where=case.id, mend=mend))
+        chosen, rejected = (self.response(case, str(text)) for text in texts)
+        return chosen, replace(rejected, index=1)
+
     def at(
         self, admitted: Admitted, sampling: Sampling, *key: object, draws: Mapping[str, Draws] | None = None
     ) -> StepActor:
@@ -169,7 +182,8 @@ class StepActor:
     key: tuple[object, ...]
     draws: Mapping[str, Draws] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
-    numbers: Counter[str] = field(default_factory=Counter)  # seconds spent on rewards, responses sampled
+    numbers: dict[str, float] = field(default_factory=lambda: {"time/reward": 0.0, "rollouts/sampled": 0.0})
+    judged: list[Group] = field(default_factory=list)
 
     def prompts(self, cases: Sequence[Case]) -> list[Prompt]:
         return [self.encoded[id(case)] for case in cases]
@@ -177,8 +191,8 @@ class StepActor:
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
         return self.actor.gold(case, prompt)
 
-    def response(self, case: Case, text: str) -> Rollout:
-        return self.actor.response(case, text)
+    def pair(self, case: Case) -> tuple[Rollout, Rollout]:
+        return self.actor.pair(case)
 
     def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """A case that comes twice in a step draws from two streams, also where it comes on two ranks."""
@@ -187,19 +201,17 @@ class StepActor:
             stream = self.draws.get(case.id, ONCE).stream(self.seen[case.id])
             seeds.append(stable_seed(*self.key, case.id, stream))
             self.seen[case.id] += 1
-        return self._count(self.actor.engine.generate(prompts, self.sampling, seeds))
+        self.numbers["rollouts/sampled"] += self.sampling.n * len(prompts)
+        return self.actor.engine.generate(prompts, self.sampling, seeds)
 
     def with_baselines(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with the reward of a greedy response each, which is not trained on (`Needs.greedy`)."""
         greedy = replace(self.sampling, n=1, temperature=0.0)
-        rollouts = self._count(self.actor.engine.generate([g.prompt for g in groups], greedy, [0] * len(groups)))
+        self.numbers["rollouts/sampled"] += len(groups)
+        rollouts = self.actor.engine.generate([group.prompt for group in groups], greedy, [0] * len(groups))
         pairs = zip(groups, rollouts, strict=True)
-        judged = self.judge([Group(group.case, group.prompt, tuple(own)) for group, own in pairs])
+        judged = self._judge([Group(group.case, group.prompt, tuple(own)) for group, own in pairs])
         return [replace(group, baseline=one.rewards[0]) for group, one in zip(groups, judged, strict=True)]
-
-    def _count(self, rollouts: list[list[Rollout]]) -> list[list[Rollout]]:
-        self.numbers["rollouts/sampled"] += sum(len(own) for own in rollouts)
-        return rollouts
 
     def read(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with the readings of their rollouts."""
@@ -211,6 +223,11 @@ class StepActor:
 
     def judge(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with readings, verdicts of every reward and the combined rewards; rewards see one flat batch."""
+        judged = self._judge(groups)
+        self.judged.extend(judged)
+        return judged
+
+    def _judge(self, groups: Sequence[Group]) -> list[Group]:
         started = time.perf_counter()
         read = self.read(groups)
         cases = [group.case for group in read for _ in group.rollouts]
@@ -226,7 +243,7 @@ class StepActor:
             difficulty = tuple(combine(_only(verdict, task_weights), task_weights) for verdict in mine)
             penalised = len(task_weights) < len(self.actor.weights)
             out.append(replace(group, verdicts=mine, rewards=rewards, difficulty=difficulty if penalised else ()))
-        self.numbers["time/reward"] += time.perf_counter() - started  # type: ignore[assignment]
+        self.numbers["time/reward"] += time.perf_counter() - started
         return out
 
 

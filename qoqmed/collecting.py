@@ -3,13 +3,13 @@ groups whose rewards are all equal are to be replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
-from qoqmed.actor import Actor, Outcome, StepActor, draws, sort_out
+from qoqmed.actor import Actor, Outcome, draws, sort_out
 from qoqmed.build import Stage
 from qoqmed.errors import DataError, UserError
 from qoqmed.feeding import Feeder, drawn
@@ -19,13 +19,15 @@ from qoqmed.types import Group, Sampling
 
 @dataclass(frozen=True)
 class Collected:
-    """Of this rank. groups: those to learn from; orders: their places in the step over all ranks. left_out: sampled,
-    but without a difference between their rewards. refused: rows that were left out. errors: what ended it.
+    """Of this rank. groups: those to learn from; orders: their places in the step over all ranks. left_out: without a
+    difference between their rewards, or more than the step has prompts. judged: all that was sampled, before an
+    objective chose from it. refused: rows that were left out. errors: what ended it.
     """
 
     groups: tuple[Group, ...] = ()
     orders: tuple[int, ...] = ()
     left_out: tuple[Group, ...] = ()
+    judged: tuple[Group, ...] = ()
     refused: tuple[DataError, ...] = ()
     errors: tuple[UserError, ...] = ()
     numbers: dict[str, float] = field(default_factory=dict)
@@ -37,10 +39,16 @@ class Collected:
             self.groups + other.groups,
             self.orders + other.orders,
             self.left_out + other.left_out,
+            self.judged + other.judged,
             self.refused + other.refused,
             self.errors + other.errors,
             numbers,
         )
+
+    @property
+    def traced(self) -> tuple[Group, ...]:
+        """Those to learn from, then those left out."""
+        return self.groups + self.left_out
 
 
 @dataclass(frozen=True)
@@ -82,17 +90,23 @@ class Collector:
         with self.phase("collect"):
             key = (self.seed, self.stage.config.name, step, *([number] if number else []))
             actor = self.actor.at(admitted, self.sampling, *key, draws=draws(orders, admitted.cases))
-            try:
-                groups = self._groups(actor, admitted.cases)
-            except UserError as error:  # told to the other ranks, which would wait for this one for ever
-                return Collected(refused=admitted.refused, errors=(error,))
+            groups, errors = self._attempt(partial(self.stage.objective.collect, admitted.cases, actor))
+            if self.stage.needs.greedy and not any(gather(bool(errors))):  # all ranks sample again, or none does
+                groups, errors = self._attempt(partial(actor.with_baselines, groups))
+            if errors:
+                return Collected(refused=admitted.refused, errors=errors)
         places = [number * self.stage.prompts + order for order in orders]
-        made = Collected(tuple(groups), tuple(places), (), admitted.refused, (), dict(actor.numbers))
+        judged = tuple(actor.judged or groups)
+        made = Collected(tuple(groups), tuple(places), (), judged, admitted.refused, (), dict(actor.numbers))
         return made if self.stage.config.equal_groups == "keep" else _differing(made)
 
-    def _groups(self, actor: StepActor, cases: Sequence[Any]) -> list[Group]:
-        groups = self.stage.objective.collect(cases, actor)
-        return actor.with_baselines(groups) if self.stage.needs.greedy else groups
+    @staticmethod
+    def _attempt(work: Callable[[], list[Group]]) -> tuple[list[Group], tuple[UserError, ...]]:
+        """Groups, or what went wrong: it is told to the other ranks, which would wait for this one for ever."""
+        try:
+            return work(), ()
+        except UserError as error:
+            return [], (error,)
 
     def _first(self, made: Collected) -> Collected:
         """No more groups than the step has prompts, over all ranks."""

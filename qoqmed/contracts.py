@@ -137,8 +137,8 @@ class Actor(Protocol):
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout: ...
 
-    def response(self, case: Case, text: str) -> Rollout:
-        """A text as a response that nobody sampled."""
+    def pair(self, case: Case) -> tuple[Rollout, Rollout]:
+        """The row's own two responses, the better one first (`Needs.pair`)."""
 
     def generate(self, cases: Sequence[Case], prompts: Sequence[Prompt]) -> list[list[Rollout]]: ...
 
@@ -149,9 +149,9 @@ class Objective(Protocol):
     """What a stage collects and minimises.
 
     epochs: passes over a step's groups. minibatch: groups per update over all ranks, 0 for all. It may have:
-    reward_kl_weight, of the KL that the loop takes from the rewards of tokens; value_weight, above 0 where it trains
-    values; advantages = False where it samples and needs no estimator of them; whole_groups = True where its loss has
-    to see all trained responses of a group at once.
+    entropy_weight, other than 0 where entropies need a gradient; reward_kl_weight, of the KL that the loop takes from
+    the rewards of tokens; value_weight, above 0 where it trains values; advantages = False where it samples and needs
+    no estimator of them; whole_groups = True where its loss has to see all trained responses of a group at once.
     """
 
     needs: Needs

@@ -30,7 +30,8 @@ def write_dump(path: Path, broken: Broken, groups: tuple[Group, ...], level: str
     }
     series = {f"series/{name}": value for name, value in broken.pack.series.items()} if level == "full" else {}
     tensors = {name: value.cpu() for name, value in (known | series).items() if isinstance(value, Tensor)}
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # another node's disk
     write_tensors(path, tensors)
     rollouts = [{"case": groups[g].case.id, "rollout": groups[g].rollouts[i].index} for g, i in broken.members]
-    replace_text(path.with_suffix(".json"), json.dumps({"loss": str(broken.loss), "responses": rollouts}, indent=2))
+    told = {"loss": str(float(broken.loss)), "responses": rollouts}
+    replace_text(path.with_suffix(".json"), json.dumps(told, indent=2))

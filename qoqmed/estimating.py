@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qoqmed.advantages.table import Advantages, RewardTable
+from qoqmed.advantages.table import Advantages, Diagnostics, RewardTable
 from qoqmed.contracts import Advantage
 from qoqmed.losses import kl
 from qoqmed.parallel import gather
@@ -87,7 +87,8 @@ def estimate(estimator: Advantage, groups: Sequence[Group], orders: Sequence[int
     """orders: the groups' global sample indices. Every rank computes the whole table, so that nothing is sent back."""
     mine = tuple(_row(g, group, order, known) for g, (group, order) in enumerate(zip(groups, orders, strict=True)))
     rows = tuple(sorted((row for part in gather(mine) for row in part), key=lambda row: row.order))
-    result = estimator.estimate(table(rows, estimator.needs))
+    whole = table(rows, estimator.needs)
+    result = estimator.estimate(whole) if _finite(whole) else _nothing(whole)
     members = [(row.order, i) for row in rows for i in range(len(row.rewards))]
     lengths = [length for row in rows for length in row.lengths]
     advantages = dict(zip(members, result.values.tolist(), strict=True))
@@ -106,6 +107,18 @@ def estimate(estimator: Advantage, groups: Sequence[Group], orders: Sequence[int
         result,
         rows,
     )
+
+
+def _finite(given: RewardTable) -> bool:
+    """Whether log-probs and values are; rewards have been looked at where they were given."""
+    parts = (given.reward, given.kl, given.penalty, given.values)
+    return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+
+def _nothing(given: RewardTable) -> Advantages:
+    """Advantages that are no numbers: the update is left out, counted, and its packs are kept."""
+    told = "log-probs or values are not finite: this step teaches nothing"
+    return Advantages(torch.full_like(given.reward, torch.nan), Diagnostics({}), (told,))
 
 
 def _row(g: int, group: Group, order: int, known: Known) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,6 +37,8 @@ from qoqmed.updating import (
     score,
     set_learning_rate,
 )
+
+DUMPS = 64  # packs of updates that were left out, kept by each process of a run
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Loop:
         self.call("on_train_start")
         if self.validate():  # owed by a run that was interrupted here
             self.save(stage, best=True)
-        admit = partial(self.actor.admit_one, gold=stage.needs.gold)
+        admit = partial(self.actor.admit_one, needs=stage.needs)
         with Feeder(admit, self.actor.workers, self.actor.media) as self.feeder:
             ranks = (self.fabric.global_rank, self.fabric.world_size)
             self.collector = Collector(
@@ -153,16 +155,17 @@ class Loop:
                 scored = replace(scored, old=scored.reference)
         with self.phase("advantage"):
             estimated = self.estimate(stage, made, known(stage, groups, scored))
-            self.advantages = (*(estimated.advantages if estimated else ()), *(() for _ in made.left_out))
+            own: Sequence[Sequence[float]] = estimated.advantages if estimated else ((),) * len(groups)
+            self.advantages = (*own, *(() for _ in made.left_out))
         with self.phase("update"):
             targets = Targets(estimated.tokens, estimated.returns) if estimated else None
             updated = self.updater(stage, temperature)(groups, scored, targets, made.orders)
         with self.phase("sync"):
-            failed = self.synced()
+            failed = _errors(partial(self.actor.engine.sync, self.module.weights()))  # must not cost the update
 
         self.state.step += 1
         self.state.global_step += 1
-        everyone = facts((*groups, *made.left_out))
+        everyone = facts(made.judged)
         numbers = metrics(everyone, updated, estimated, lr, self.seconds) | self.counts(made)
         domains = domain_steps(everyone, estimated.all_ranks if estimated else None) if stage.advantage else {}
         step = StepReport(stage.config.name, self.state.step, stage.steps, self.global_step, numbers, domains)
@@ -172,7 +175,7 @@ class Loop:
         self.state.drifting = drifts(numbers, self.recipe.rollout)
         for alarm in self.alarms:
             self.run.warn(f"step {self.global_step}: {alarm}")
-        self.report(stage, (*groups, *made.left_out), step)
+        self.report(stage, made.traced, step)
         limit = self.recipe.trainer.max_skipped
         self.stop(stage, [*failed, *refuse_not_finite(self.state.not_finite, limit, stage.config.name)])
 
@@ -180,11 +183,10 @@ class Loop:
         """The step's groups of this rank."""
         self.module.eval()
         made = self.collector(self.state.step)
-        self.stop(stage, made.errors, undo=True)
+        self.stop(stage, [*made.errors, *_errors(self.actor.engine.rest)], undo=True)
         for error in made.refused:
             self.run.skip(error)
         self.state.skipped += sum(gather(len(made.refused)))
-        self.actor.engine.rest()
         self.module.train()
         return made
 
@@ -197,14 +199,6 @@ class Loop:
             out["rollouts/left_out_groups"] = float(sum(gather(len(made.left_out))))
             out["rollouts/invalid_share"] = invalid_share(self.state.invalid)
         return out
-
-    def synced(self) -> list[UserError]:
-        """New weights for the engine; what went wrong, which must not cost the update."""
-        try:
-            self.actor.engine.sync(self.module.weights())
-        except UserError as error:  # raised by `stop`, after the step is counted and saved
-            return [error]
-        return []
 
     def stop(self, stage: Stage, errors: Sequence[UserError], undo: bool = False) -> None:
         """Where a rank has met what ends the run: save, so that nothing is lost, and raise it on every rank.
@@ -224,15 +218,17 @@ class Loop:
     def estimate(self, stage: Stage, made: Collected, known: Known) -> Estimate | None:
         """Advantages of the step's groups; None where nothing estimates them, or no group is left on any rank."""
         groups = made.groups
-        if stage.advantage is None:
+        if not stage.needs.rollouts:
             return None
-        invalid = count_invalid((*groups, *made.left_out))
+        invalid = count_invalid(made.judged)
         self.state.invalid = [*self.state.invalid, (invalid.rollouts, invalid.total)][-WINDOW:]
         self.stop(stage, refuse_invalid(invalid, self.state.invalid, self.recipe.trainer.max_invalid), undo=True)
-        if not any(gather(len(groups))):
+        for warning in invalid.warnings:
+            self.run.warn(f"step {self.global_step + 1}: {warning}")
+        if stage.advantage is None or not any(gather(len(groups))):
             return None
         estimated = estimate(stage.advantage, groups, made.orders, known)
-        for warning in (*estimated.all_ranks.warnings, *invalid.warnings):
+        for warning in estimated.all_ranks.warnings:
             self.run.warn(f"step {self.global_step + 1}: {warning}")
         return estimated
 
@@ -247,7 +243,11 @@ class Loop:
     def dump(self, broken: Sequence[Broken]) -> None:
         """Keep what an update that was left out had come from, as far as the recipe's `traces` let it be kept."""
         folder, rank = self.run.path / "dumps", self.fabric.global_rank
-        for number, one in enumerate(broken):
+        for one in broken:
+            number = len(list(folder.glob(f"*-{rank:05d}-*.safetensors")))
+            if number == DUMPS:
+                self.run.warn(f"step {self.global_step + 1}: update left out; {folder} holds enough of them")
+                break
             path = folder / f"step-{self.global_step + 1:08d}-{rank:05d}-{number}.safetensors"
             write_dump(path, one, self.groups, self.recipe.traces)
             self.run.warn(f"step {self.global_step + 1}: update left out; its pack is kept in {path}")
@@ -265,6 +265,7 @@ class Loop:
         self.module.eval()
         try:
             better = self.evaluator(self.state, when, splits)
+            self.actor.engine.rest()
         except UserError:
             if self.state.step and self.fabric.world_size == 1:  # among several ranks the others may not have met it
                 self.save(self.parts.stages[self.state.stage])
@@ -326,3 +327,12 @@ class Loop:
         for logger in self.loggers:
             logger.finalize(status)
         self.call("teardown", stage="fit")
+
+
+def _errors(work: Callable[[], object]) -> list[UserError]:
+    """What went wrong, for `Loop.stop` to tell on every rank; nothing where all went well."""
+    try:
+        work()
+    except UserError as error:
+        return [error]
+    return []

@@ -78,7 +78,7 @@ def clipped_surrogate(
     dual_clip: where A < 0 the loss is at most -dual_clip A, and beyond it has no gradient (Ye et al. 2020, eq. 5).
     Returns the loss and two bool indicators of clipping that acts: low (A < 0) and high (A > 0).
     """
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(log_ratio.clamp(-LOG_RATIO, LOG_RATIO))
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)

@@ -1,7 +1,7 @@
 """A run: the folder that holds everything one `qoqmed fit` made, and who may write in it.
 
 recipe.yaml  environment.json  log.txt  heartbeat.json  run.lock
-metrics.*  evaluations.jsonl  skipped.jsonl  traces/  checkpoints/  references/
+metrics.*  evaluations.jsonl  skipped.jsonl  traces/  checkpoints/  references/  dumps/
 """
 
 from __future__ import annotations

@@ -212,11 +212,12 @@ class Needs:
     reference: bool = False  # log-probs of the frozen start policy
     kl: bool = False  # sequence KL of behaviour against reference, which `reference` asks for
     tokens: bool = False  # lengths and the KL of every token: advantages differ within a response
-    values: bool = False  # a value head, which `tokens` asks for
+    values: bool = False  # a value head; it comes with `tokens`
     greedy: bool = False  # a greedy rollout per prompt, not trained on
     rollouts: bool = False  # an engine that samples
     group: int = 1  # rollouts per prompt, at least
     gold: bool = False  # gold answers: a case that has none is a bad row
+    pair: bool = False  # two responses of the row's own, the better one first: as with gold
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -228,6 +229,7 @@ class Needs:
             self.rollouts or other.rollouts,
             max(self.group, other.group),
             self.gold or other.gold,
+            self.pair or other.pair,
         )
 
 

@@ -66,7 +66,7 @@ class Broken:
     members: Sequence[Member]
     scores: Scores
     log_probs: Tensor
-    loss: float
+    loss: Tensor
 
 
 @dataclass(frozen=True)
@@ -252,11 +252,11 @@ class Updater:
             if real:
                 losses.append(micro.loss)
                 log_probs |= zip(places, torch.split(micro.log_probs, item.lengths.tolist()), strict=True)
-                done.append(Broken(item, places, scores, micro.log_probs, float(micro.loss.value.detach())))
+                done.append(Broken(item, places, scores, micro.log_probs, micro.loss.value.detach()))
         norm = self._step()
         if norm is None:
-            bad = [one for one in done if not math.isfinite(one.loss)]
-            self.on_broken(bad or done)
+            bad = [one for one in done if not one.loss.isfinite()]
+            self.on_broken(bad if any(gather(bool(bad))) else done)
         return Minibatch(losses, norm, log_probs)
 
     def _step(self) -> float | None:

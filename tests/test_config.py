@@ -433,3 +433,14 @@ def test_another_engine_keeps_no_argument_of_the_old_one() -> None:
     assert (recipe.rollout.name, recipe.rollout.n, recipe.rollout.arguments) == ("torch", 3, {"batch": 9})
     same = config.load(changed(rollout=rollout), ["rollout.name=vllm"])
     assert same.rollout.arguments == {"kv_cache_mb": 64}
+
+
+def test_a_base_with_another_engine_keeps_how_it_samples(tmp_path: Path) -> None:
+    base = BASE + "rollout: {n: 2, max_new_tokens: 8, batch: 4}\n"  # the engine torch, by default
+    own = "base: base.yaml\nname: own\nrollout: {name: vllm, kv_cache_mb: 64}\n"
+    recipe = config.load(recipe_files(tmp_path, base=base, own=own) / "own.yaml")
+    rollout = recipe.rollout
+    assert (rollout.name, rollout.n, rollout.max_new_tokens, rollout.arguments) == ("vllm", 2, 8, {"kv_cache_mb": 64})
+    quoted = config.load(tmp_path / "base.yaml", ["rollout.name='torch'"]).rollout
+    assert quoted.arguments == {"batch": 4}
+    assert config.load(tmp_path / "base.yaml", ["rollout.name=vllm"]).rollout.arguments == {}

@@ -113,3 +113,11 @@ def test_micro_batches_add_up(how: str) -> None:
 def test_means_leave_out_what_was_not_seen() -> None:
     loss = Loss(torch.tensor(0.0), {"a": token_mean(torch.tensor([1.0, 2.0])), "b": token_mean(torch.zeros(0))})
     assert loss.means() == {"a": 1.5}
+
+
+def test_a_ratio_that_overflows_has_a_finite_gradient() -> None:
+    log_ratio = torch.tensor([100.0, 100.0, -100.0], requires_grad=True)
+    loss, _, _ = clipped_surrogate(log_ratio, torch.tensor([-1.0, 1.0, 0.0]), 0.2, 0.2, dual_clip=3.0)
+    assert loss.tolist() == pytest.approx([3.0, -1.2, 0.0])
+    loss.sum().backward()
+    assert log_ratio.grad is not None and log_ratio.grad.tolist() == [0.0, 0.0, 0.0]

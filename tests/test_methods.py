@@ -194,3 +194,60 @@ def test_what_a_method_needs_is_asked_before_the_run(
         fit(here.recipe, words)
     assert command("recipe", "check", here.recipe, *words, "--deep") == 2
     assert not here.run.exists() and torch.get_default_dtype() == torch.float32
+
+
+# ---- what a review found
+
+
+def test_pairs_with_equal_groups_left_out(tmp_path: Path) -> None:
+    """Ties are left out; metrics and traces go on without an estimator."""
+    words = ["rewards={format: {weight: 1.0}}"]
+    run = fit(recipe(tmp_path, {"name": "dpo"}, None, equal_groups="drop", steps=2).recipe, words).folder
+    assert [row["rollouts/left_out_groups"] for row in steps(run)] == [4, 4]
+    assert [row["rollouts/sampled"] for row in steps(run)] == [8, 8]
+
+
+def test_invalid_rewards_stop_a_stage_of_pairs(tmp_path: Path) -> None:
+    file = tmp_path / "bad"
+    file.touch()
+    here = recipe(tmp_path, {"name": "dpo"}, None)
+    with pytest.raises(UserError, match="no rollout of this step could be scored"):
+        fit(here.recipe, [f"rewards={{moody: {{weight: 1.0, file: {file}}}}}"])
+
+
+def test_statistics_of_pairs_are_of_all_that_was_sampled(tmp_path: Path) -> None:
+    run = fit(recipe(tmp_path, {"name": "dpo"}, None, steps=1).recipe, ["rollout.n=6"]).folder
+    (row,) = steps(run)
+    assert row["rollouts/sampled"] == 24 and len(read(next((run / "traces").iterdir()))) == 8
+
+
+def test_a_row_without_its_pair_is_a_bad_row(tmp_path: Path) -> None:
+    """Known when it is admitted: `on_error` decides."""
+    here = recipe(tmp_path, {"name": "dpo", "pairs": "file"}, None)
+    with pytest.raises(UserError, match="brings no pair of responses"):
+        fit(here.recipe)
+    run = fit(here.recipe, ["data.on_error=skip"]).folder
+    assert all(row["updates"] == 0 for row in steps(run)) and len(read(run / "skipped.jsonl")) == 12
+
+
+@pytest.mark.parametrize("advantage", ["reinforce_pp", "gae", "drpo", "grpo"])
+def test_log_probs_that_are_not_finite_teach_nothing(
+    advantage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no reason to step by zero either: the step is counted, its packs kept, the run stopped at the limit."""
+    from qoqmed import estimating
+
+    monkeypatch.setattr(estimating, "kl", lambda how, old, reference: torch.full_like(old, torch.nan))
+    objective = K1 if advantage != "drpo" else {"name": "policy_gradient"}
+    here = recipe(tmp_path, objective, {"name": advantage})
+    with pytest.raises(UserError, match="not finite in 2 steps in a row"):
+        fit(here.recipe, ["trainer.max_skipped=2"])
+    assert [row["updates_skipped"] for row in steps(here.run)] == [1, 1]
+    assert len(list((here.run / "dumps").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("advantage", ["remax", "reinforce_pp", "grpo"])
+def test_greedy_sampling_is_refused(advantage: str, tmp_path: Path) -> None:
+    here = recipe(tmp_path, {"name": "policy_gradient"}, {"name": advantage})
+    with pytest.raises(UserError, match="rollout.temperature"):
+        fit(here.recipe, ["rollout.temperature=0"])

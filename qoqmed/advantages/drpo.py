@@ -131,7 +131,8 @@ class DRPO:
         per_question = kl.new_zeros(len(table.questions)).index_add_(0, table.question, kl)
         z = scaled * per_question[table.question]
         threshold = float(z[groups.counted].quantile(self.kl_quantile))
-        return (scaled * threshold / (threshold + z.clamp(min=0)) if threshold > 0 else scaled), threshold
+        damped = torch.where(z > 0, scaled * threshold / (threshold + z), scaled) if threshold > 0 else scaled
+        return damped, threshold
 
     def state_dict(self) -> dict[str, Any]:
         """Of the window: lists and floats, which JSON keeps exactly; empty without a window."""

@@ -88,7 +88,10 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
     if stage.advantage is not None and stage.advantage.where in sound:
         advantage = yield from _made("advantages", stage.advantage)
         needs = needs if advantage is None else needs | advantage.needs
-    yield from _values(stage, objective, needs)
+    yield from _values(stage, where, objective, needs)
+    if needs.kl and not needs.reference:
+        what, expected = "a part needs the KL, and none the reference that it is to", "Needs(kl=True, reference=True)"
+        yield Problem(what, f"{where}.advantage", "Needs(kl=True)", expected)
     yield from _equal_groups(recipe, stage, where, needs)
     if not needs.rollouts:
         return
@@ -102,17 +105,20 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
     if n < needs.group:
         what = f"{where} compares the responses of a group"
         yield Problem(what, "rollout.n", str(n), f"at least {needs.group} responses a prompt")
-    elif needs.group > 1 and temperature == 0:
-        what = f"greedy sampling gives equal responses, and {where} compares them"
+    elif temperature == 0:
+        what = f"greedy sampling gives equal responses without chances, and {where} learns from both"
         yield Problem(what, "rollout.temperature", str(temperature), "above 0")
 
 
-def _values(stage: StageConfig, objective: Any, needs: Needs) -> Iterator[Problem]:
+def _values(stage: StageConfig, where: str, objective: Any, needs: Needs) -> Iterator[Problem]:
     if needs.values and stage.advantage is not None and not getattr(objective, "value_weight", 0.0):
         name = stage.objective.name
         what = f"the estimator {stage.advantage.name!r} needs values, and the objective {name!r} trains none"
         mend = "policy_gradient trains them; or an estimator without values, such as rloo"
         yield Problem(what, f"{stage.objective.where}.value_weight", "0 or not there", "above 0", mend)
+    if stage.optimizer.value_lr is not None and not needs.values:
+        what = "nothing in this stage has values"
+        yield Problem(what, f"{where}.optimizer.value_lr", str(stage.optimizer.value_lr), "null, or the advantage gae")
 
 
 def _equal_groups(recipe: Recipe, stage: StageConfig, where: str, needs: Needs) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from qoqmed.config.check import check
 from qoqmed.config.convert import convert, expand_home
-from qoqmed.config.overrides import apply
+from qoqmed.config.overrides import apply, for_engine
 from qoqmed.config.schema import Recipe
 from qoqmed.errors import Problem, RecipeError, near
 
@@ -75,6 +75,9 @@ def _upon(path: Path, base: Any, over: dict[str, Any], seen: tuple[Path, ...]) -
     if (path.parent / base).resolve() in seen:
         raise RecipeError(Problem("a recipe cannot be its own base", f"{path}: base", base))
     below = _read(path.parent / base, seen)
+    rollout = over.get("rollout")
+    if isinstance(rollout, dict) and "name" in rollout and "rollout" in below:
+        below["rollout"] = for_engine(below["rollout"], rollout["name"])
     merged: dict[str, Any] = _merge(below, over, stage=True)
     if isinstance(below.get("stages"), list) and isinstance(over.get("stages"), list):
         merged["stages"] = _by_name(below["stages"], over["stages"])

@@ -13,6 +13,8 @@ from yaml import YAMLError
 from qoqmed.config.schema import RolloutConfig
 from qoqmed.errors import Problem, RecipeError, near
 
+ENGINE = RolloutConfig().name
+
 
 def parse(text: str) -> tuple[str, Any]:
     """`"optimizer.lr=1e-5"` -> its key and its value, read as YAML. Raises RecipeError naming the text as written."""
@@ -32,26 +34,26 @@ def parse(text: str) -> tuple[str, Any]:
 
 def apply(raw: dict[str, Any], texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
     """The recipe with its overrides; which override set each YAML path; the problems of those that cannot apply."""
-    changed = _without_old_engine(deepcopy(raw), texts)
+    changed = deepcopy(raw)
     written: dict[str, str] = {}
     problems: list[Problem] = []
-    for text in texts:
+    for text in sorted(texts, key=lambda text: text.partition("=")[0].strip() != "rollout.name"):
         try:
             key, value = parse(text)
+            if key == "rollout.name":  # before the others, which may be of the new engine
+                changed["rollout"] = for_engine(changed.get("rollout"), value)
             written |= dict.fromkeys(_place(changed, key.split("."), value, text), text)
         except RecipeError as error:
             problems += error.problems
     return changed, written, problems
 
 
-def _without_old_engine(raw: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """Where `rollout.name` changes, the file's arguments of the old engine go: they are not the new one's."""
-    rollout = raw.get("rollout")
-    names = [text.partition("=")[2].strip() for text in texts if text.partition("=")[0].strip() == "rollout.name"]
-    if isinstance(rollout, dict) and names and rollout.get("name") not in (None, names[-1]):
-        own = {field.name for field in fields(RolloutConfig)}
-        raw["rollout"] = {key: value for key, value in rollout.items() if key in own}
-    return raw
+def for_engine(rollout: Any, name: Any) -> Any:
+    """A recipe's `rollout` for another engine: without the arguments of the one that it had."""
+    if not isinstance(rollout, dict) or rollout.get("name", ENGINE) == name:
+        return rollout
+    own = {field.name for field in fields(RolloutConfig)}
+    return {key: value for key, value in rollout.items() if key in own} | {"name": name}
 
 
 def _place(root: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> list[str]:

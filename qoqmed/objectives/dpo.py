@@ -22,14 +22,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from qoqmed.contracts import Actor
-from qoqmed.errors import DataError, Problem, UserError
 from qoqmed.losses import Loss, TokenTable, whole
 from qoqmed.packing import Prompt
 from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.types import Case, Group, Needs
 
 PAIRS = ("sample", "file")
-CHOSEN, REJECTED = "dpo/chosen", "dpo/rejected"  # attributes of a case that brings its pair
 T = TypeVar("T")
 
 
@@ -66,13 +64,11 @@ class DPO:
         self.epochs, self.minibatch = epochs, minibatch
         self.whole_groups = True
         sampled = pairs == "sample"
-        self.needs = Needs(reference=True, rollouts=sampled, group=2 if sampled else 1)
+        self.needs = Needs(reference=True, rollouts=sampled, group=2 if sampled else 1, pair=not sampled)
 
     def collect(self, cases: Sequence[Case], actor: Actor) -> list[Group]:
-        """Raises DataError, naming every row, where pairs come from a file and a case brings none."""
         prompts = actor.prompts(cases)
         if self.pairs == "file":
-            _check_pairs(cases)
             return [_given(case, prompt, actor) for case, prompt in zip(cases, prompts, strict=True)]
         rollouts = actor.generate(cases, prompts)
         groups = [
@@ -90,12 +86,8 @@ class DPO:
         return _pair(group, (best, worst), high > low and high - low >= self.margin)
 
     def loss(self, tokens: TokenTable) -> Loss:
-        """`tokens` holds whole pairs, chosen first, and the reference's log-probs (an idle pack has none: it counts 0).
-
-        Raises UserError where a pair is torn.
-        """
-        assert tokens.group is not None
-        _check_whole(tokens.group)
+        """`tokens` holds whole pairs, chosen first, and the reference's log-probs; an idle pack, without, counts 0."""
+        assert tokens.group is not None and torch.equal(tokens.group[0::2], tokens.group[1::2]), "no pair is torn"
         reference = tokens.log_probs.detach() if tokens.reference_log_probs is None else tokens.reference_log_probs
         rewards = self.beta * _of_pairs(tokens.log_probs - reference, tokens)
         margins = rewards[:, 0] - rewards[:, 1]
@@ -114,16 +106,8 @@ class DPO:
         return Loss(value, {"loss": whole(value, tokens)} | {name: _pair_mean(each) for name, each in means.items()})
 
 
-def _check_pairs(cases: Sequence[Case]) -> None:
-    mend = "give the row the fields 'chosen' and 'rejected', or use pairs: sample"
-    bare = [case.id for case in cases if CHOSEN not in case.attributes or REJECTED not in case.attributes]
-    if bare:
-        raise DataError([Problem("the case brings no pair of responses", where=name, mend=mend) for name in bare])
-
-
 def _given(case: Case, prompt: Prompt, actor: Actor) -> Group:
-    chosen, rejected = (actor.response(case, case.attributes[name]) for name in (CHOSEN, REJECTED))
-    return Group(case, prompt, (chosen, replace(rejected, index=1)), trainable=(True, True))
+    return Group(case, prompt, actor.pair(case), trainable=(True, True))
 
 
 def _pair(group: Group, members: tuple[int, int], trainable: bool) -> Group:
@@ -141,15 +125,6 @@ def _pair(group: Group, members: tuple[int, int], trainable: bool) -> Group:
         difficulty=pick(group.difficulty),
         trainable=(trainable, trainable),
     )
-
-
-def _check_whole(group: Tensor) -> None:
-    """group [n] long: pairs next to each other, or one of them was split between packs."""
-    if len(group) % 2 == 0 and torch.equal(group[0::2], group[1::2]):
-        return
-    what = "a prompt and its two responses are longer than a pack, and a pair is trained on as a whole"
-    mend = "raise it, or lower rollout.max_new_tokens or data.max_pixels"
-    raise UserError(Problem(what, where="trainer.tokens_per_pack", mend=mend))
 
 
 def _of_pairs(values: Tensor, tokens: TokenTable) -> Tensor:

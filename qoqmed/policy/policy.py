@@ -93,7 +93,8 @@ class ClinicalPolicy(nn.Module):
         if self.value_head is None:
             return None
         head = self.value_head
-        return nn.functional.linear(hidden.float(), head.weight.float(), head.bias.float())[:, 0]
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        return nn.functional.linear(hidden.to(kind), head.weight.to(kind), head.bias.to(kind))[:, 0]
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -58,7 +58,8 @@ def explain(table: RewardTable, advantages: Advantages) -> dict[str, Any]:
         }
         for index, cluster in enumerate(domain["clusters"]):
             members = [place[question] for question in cluster["questions"]]
-            cluster |= {"scale": _plain(found.scale[members[0]]), "share": float(found.share[members].sum())}
+            scale = _plain(found.scale[members[0]]) if members else None  # of questions of past steps alone
+            cluster |= {"scale": scale, "share": float(found.share[members].sum())}
             clusters |= dict.fromkeys(cluster["questions"], index)
     result["questions"] = {
         question: {

@@ -46,7 +46,7 @@ def plan(parts: Parts) -> Plan:
     for stage in parts.stages:
         drawn = stage.sampler.draw(min(SAMPLE, stage.prompts))
         chosen = [(stage.datasets[source], index) for source, index in drawn]
-        admitted = parts.actor.admit(chosen, stage.needs.gold)
+        admitted = parts.actor.admit(chosen, stage.needs)
         if admitted.refused and parts.actor.on_error == "stop":
             raise DataError([problem for error in admitted.refused for problem in error.problems])
         lengths = [len(prompt.token_ids) for prompt in admitted.prompts]

@@ -64,9 +64,11 @@ def _checked(name: str, reward: Reward, verdict: Any) -> Verdict:
         if value is not None:
             raise _broken(name, reward, f"gave a value with status {verdict.status.value}", repr(value)[:80], "None")
         return verdict
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise _broken(name, reward, "gave no finite number", repr(value)[:80], "a float")
+    if not isinstance(value, Real):
+        raise _broken(name, reward, "gave no number", repr(value)[:80], "a float")
     number = float(value)
+    if not math.isfinite(number):
+        return Verdict.invalid(f"reward {name} gave {number}")
     if not reward.low - ROUNDING <= number <= reward.high + ROUNDING:
         raise _broken(name, reward, "left its range", f"{number:g}", f"[{reward.low:g}, {reward.high:g}]")
     return Verdict(number, reason=verdict.reason)

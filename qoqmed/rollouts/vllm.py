@@ -89,13 +89,10 @@ class VllmRollouts:
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """New weights of the policy. Every `probe_every` times engine and policy are compared; PluginError where they
         differ."""
-        if self.engine is None:
-            return  # it will begin with the weights of that time
+        if self.engine is None or self.engine.asleep:
+            return  # it will begin, or wake, with the weights of that time
         with isolated(ENVIRONMENT):
-            self._call("the sync of weights", partial(self.engine.sync, weights))
-            self.syncs += 1
-            if self.probe_every and self.syncs % self.probe_every == 0:
-                self._compare(self.engine)
+            self._sync(self.engine, weights)
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -115,10 +112,16 @@ class VllmRollouts:
             if self.probe_every:
                 self._compare(self.engine)
         elif self.engine.asleep:
-            self._call("the sync of weights", partial(self.engine.sync, self.policy.weights()))
+            self._sync(self.engine, self.policy.weights())
         else:
             self.engine.forget()  # what came before this call has no part in what it gives
         return self.engine
+
+    def _sync(self, engine: Engine, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self._call("the sync of weights", partial(engine.sync, weights))
+        self.syncs += 1
+        if self.probe_every and self.syncs % self.probe_every == 0:
+            self._compare(engine)
 
     def _sample(
         self, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
