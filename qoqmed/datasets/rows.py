@@ -15,6 +15,7 @@ how it is to be read: `media.options` for images, volumes and videos, else the e
 | boxes_xywh | `[[x, y, w, h]]` in pixels of `width` x `height` |
 | box_labels | one text a box |
 | mask | path of a PNG or NIfTI |
+| mask_source | text: who drew the mask where no person did (a model's name); `attributes` "mask/source" |
 | value, time_days, event | numbers and a truth value |
 | chosen, rejected | text: a preferred response and a worse one, both or neither; `attributes` "dpo/chosen" and so on |
 | attributes | plugins' own, namespaced |
@@ -24,100 +25,126 @@ Boxes and mask lie on the first image, volume or video. A box may stick out by 1
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from qoqmed import registry
-from qoqmed.config.schema import Node
-from qoqmed.contracts import Domain
 from qoqmed.datasets import fields
 from qoqmed.datasets.fields import Given, text, texts, wrong
+from qoqmed.datasets.formats import FORMATS, JOINED, split_labels
+from qoqmed.datasets.known import KnownDomains
+from qoqmed.datasets.picture_size import picture_size
 from qoqmed.errors import near
-from qoqmed.types import SPATIAL, Case, Mask, Target
+from qoqmed.types import SPATIAL, Box, Case, Mask, Medium, Target
 
 FIELDS = (
     "id", "domain", "dataset", "task", "question", "media", "view", "labels", "label_space", "boxes", "boxes_px",
-    "boxes_xywh", "box_labels", "width", "height", "mask", "text", "patient", "value", "time_days", "event",
-    "chosen", "rejected", "attributes",
+    "boxes_xywh", "box_labels", "width", "height", "mask", "mask_source", "text", "patient", "value", "time_days",
+    "event", "chosen", "rejected", "attributes",
 )  # fmt: skip
+KNOWN = frozenset(FIELDS)
+OURS = "rows"  # the format of our own fields
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """mapping: our field -> the file's field, or None to leave ours empty. Without one, unknown fields are refused."""
+    """mapping: our field -> the file's field, or None to leave ours empty. Without one, unknown fields are refused.
+
+    format: whose fields the file has; see `formats`. There a mapping adds to the format's own names. defaults: values
+    of our fields for rows that have none. spaces: label spaces by data set, where neither row nor domain has one.
+    """
 
     source: str  # data set of rows that name none
     mapping: Mapping[str, str | None] | None = None
     task: str = "diagnosis"
     prefix: str = ""  # put before the paths of media and masks
+    format: str = OURS
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    root: str | Path = "."  # of pictures whose size the rows do not give
+    spaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    known: KnownDomains = field(default_factory=KnownDomains, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in self.mapping or ():
-            if name not in FIELDS:
-                raise wrong(f"the mapping names {name!r}", "", f"one of {', '.join(FIELDS)}", near(name, FIELDS))
+        if self.format not in (known := (OURS, *FORMATS)):
+            raise wrong("unknown format", repr(self.format), f"one of {', '.join(known)}", near(self.format, known))
+        for what, names in (("mapping", self.mapping or ()), ("defaults", self.defaults)):
+            for name in names:
+                if name not in FIELDS and not (what == "mapping" and self.format != OURS):
+                    raise wrong(f"the {what} names {name!r}", "", f"one of {', '.join(FIELDS)}", near(name, FIELDS))
 
-    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row under our names; null is the same as missing."""
-        if self.mapping is None:
-            for name in row:
-                if name not in FIELDS:
-                    raise wrong(f"unknown field {name!r}", mend=near(name, FIELDS) or "remove it, or give a mapping")
-        names = {name: (self.mapping or {}).get(name, name) for name in FIELDS}
-        return {name: row[theirs] for name, theirs in names.items() if theirs and row.get(theirs) is not None}
+    def named(self, row: Mapping[str, Any], line: int = 0) -> dict[str, Any]:
+        """The row under our names; null is the same as missing. line: in its file, the id of rows that have none."""
+        if self.format != OURS:
+            given = self._other(row, line)
+        else:
+            if self.mapping is None:
+                for name in row:
+                    if name not in KNOWN:
+                        raise wrong(
+                            f"unknown field {name!r}", mend=near(name, FIELDS) or "remove it, or give a mapping"
+                        )
+            names = {name: (self.mapping or {}).get(name, name) for name in FIELDS}
+            given = {name: row[theirs] for name, theirs in names.items() if theirs and row.get(theirs) is not None}
+        return {**self.defaults, **given} if self.defaults else given
 
-    def case(self, row: Mapping[str, Any]) -> Case:
+    def _other(self, row: Mapping[str, Any], line: int) -> dict[str, Any]:
+        renamed = {name: row.get(theirs) if theirs else None for name, theirs in (self.mapping or {}).items()}
+        made = FORMATS[self.format]({**row, **renamed})
+        given = {name: value for name, value in made.items() if value is not None}
+        if "domain" not in given and (domain := self.known.meant(row.get("data_source"), row.get("dataset"))):
+            given["domain"] = domain
+        return {"id": f"{self.source}-{line}", **given}
+
+    def case(self, row: Mapping[str, Any], line: int = 0) -> Case:
         """Raises DataError, without `where`, for the first thing that is wrong."""
-        given = self.named(row)
+        given = self.named(row, line)
         case_id, domain = text(given, "id", required=True), text(given, "domain", required=True)
         dataset = text(given, "dataset") or self.source
         media = fields.media(given, self.prefix)
         spatial = next((i for i, medium in enumerate(media) if medium.modality in SPATIAL), 0)
-        space = _space(given, domain, dataset)
         attributes = given.get("attributes", {})
         if not isinstance(attributes, dict):
             raise wrong("'attributes' is no object", attributes)
-        attributes = attributes | fields.pair(given)
+        drawn_by = text(given, "mask_source").strip()
+        attributes = attributes | fields.pair(given) | ({"mask/source": drawn_by} if drawn_by else {})
         mask = text(given, "mask")
+        space = self.space(given)
         target = Target(
-            labels=fields.labels(given, space),
+            labels=self.labels(given, space),
             text=text(given, "text") or None,
-            boxes=fields.boxes(given, spatial),
+            boxes=self.boxes(given, media, spatial),
             mask=Mask(self.prefix + mask, medium=spatial) if mask else None,
             value=fields.number(given, "value"),
             time_days=fields.number(given, "time_days"),
             event=fields.truth(given, "event"),
         )
-        question = text(given, "question").strip() or phrased(domain, case_id)
+        question = text(given, "question").strip() or self.known.phrased(domain, case_id)
         task = text(given, "task") or self.task
         patient = text(given, "patient") or None
         return Case(case_id, domain, dataset, task, question, media, space, target, patient, attributes)
 
+    def space(self, given: Given) -> tuple[str, ...]:
+        """The row's label space, else its domain's for the data set, else the file's; () where none is known."""
+        domain, dataset = text(given, "domain", required=True), text(given, "dataset") or self.source
+        space = texts(given, "label_space")
+        if space is None:
+            return self.known.space(domain, dataset) or self.spaces.get(dataset, ())
+        if len(set(space)) < len(space):
+            raise wrong("'label_space' names a label twice", [label for label in space if space.count(label) > 1])
+        return space
 
-def _space(given: Given, domain: str, dataset: str) -> tuple[str, ...]:
-    space = texts(given, "label_space")
-    if space is None:
-        plugin = _plugin(domain)
-        return tuple(plugin.datasets.get(dataset, ())) if plugin else ()
-    if len(set(space)) < len(space):
-        raise wrong("'label_space' names a label twice", [label for label in space if space.count(label) > 1])
-    return space
+    def labels(self, given: Given, space: tuple[str, ...]) -> tuple[str, ...] | None:
+        joined = given.get("labels")
+        if self.format in JOINED and isinstance(joined, str):
+            given = {**given, "labels": split_labels(joined, space)}
+        return fields.labels(given, space)
 
-
-def _plugin(domain: str) -> Domain | None:
-    """The domain's plugin; None: a user's own domain that has none."""
-    known = domain in (info.name for info in registry.available("domains"))
-    plugin: Domain | None = registry.make("domains", Node(domain)) if known else None
-    return plugin
-
-
-def phrased(domain: str, case_id: str) -> str:
-    """One of the domain's phrasings, always the same one for an id."""
-    plugin = _plugin(domain)
-    if plugin is None:
-        hint = near(domain, [info.name for info in registry.available("domains")])
-        mend = hint or "give the row a question, or the domain a plugin"
-        raise wrong(f"no question, and no plugin for the domain {domain!r} to phrase one", mend=mend)
-    digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
-    return plugin.phrasings[int.from_bytes(digest) % len(plugin.phrasings)]
+    def boxes(self, given: Given, media: tuple[Medium, ...], spatial: int) -> tuple[Box, ...] | None:
+        """On the medium of that place. Other tools' rows have pixels and no size: the picture's header has it."""
+        if self.format != OURS and "boxes_px" in given and not ("width" in given and "height" in given):
+            if not media or media[spatial].modality != "image" or media[spatial].path is None:
+                raise wrong("boxes in pixels, and no image to take its size from", mend="give 'width' and 'height'")
+            width, height = picture_size(str(media[spatial].path), self.root)
+            given = {**given, "width": width, "height": height}
+        return fields.boxes(given, spatial)
