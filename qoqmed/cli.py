@@ -22,6 +22,7 @@ from rich.console import Console, RenderableType
 
 import qoqmed
 from qoqmed import config, registry
+from qoqmed.cli_data import data_app
 from qoqmed.contracts import GROUPS
 from qoqmed.errors import UserError
 
@@ -37,7 +38,6 @@ recipe_app = typer.Typer(no_args_is_help=True, help="Check a recipe, or show it 
 app.add_typer(recipe_app, name="recipe")
 convert_app = typer.Typer(no_args_is_help=True, help="Turn weights that others published into safetensors.")
 app.add_typer(convert_app, name="convert")
-data_app = typer.Typer(no_args_is_help=True, help="Make data files of published data sets, and check such files.")
 app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
