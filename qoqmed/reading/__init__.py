@@ -1,6 +1,18 @@
 """The parser of responses, and the matching of answers to a closed label space."""
 
-from qoqmed.reading.labels import clashes, match_labels
-from qoqmed.reading.responses import MAX_BOXES, MAX_CHARACTERS, Parsed, RawBox, parse
+from qoqmed.reading.boxes import MAX_BOXES, RawBox
+from qoqmed.reading.labels import SYNONYMS, clashes, labels_of, match_labels, synonyms_of
+from qoqmed.reading.responses import MAX_CHARACTERS, Parsed, parse
 
-__all__ = ["MAX_BOXES", "MAX_CHARACTERS", "Parsed", "RawBox", "clashes", "match_labels", "parse"]
+__all__ = [
+    "MAX_BOXES",
+    "MAX_CHARACTERS",
+    "SYNONYMS",
+    "Parsed",
+    "RawBox",
+    "clashes",
+    "labels_of",
+    "match_labels",
+    "parse",
+    "synonyms_of",
+]

@@ -2,43 +2,66 @@
 
 A text is cut into words and a few signs; case, spaces, hyphens and other punctuation do not matter. A label matches
 where its words stand in a row, whole; longer labels match first, so "hand fracture and edema" stays one label unless
-only its parts are in the space. A label "conduction delay (CD)" also answers to "conduction delay" and to "CD" where
-no other label does. "no edema" and "edema: no" do not name "edema".
+only its parts are in the space. "no edema" and "edema: no" do not name "edema".
+
+A label also answers, where no other label does, to its declared synonyms; to both parts of a name such as "conduction
+delay (CD)"; and to any of these with one word in the other number ("nodules", "metastasis"). Each is a flaw, as is a
+label that is not written as in the space.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 
-from qoqmed.types import Flaw
+from qoqmed.errors import DataError, Problem
+from qoqmed.reading.names import Forms, forms_of, join, words_of
+from qoqmed.reading.responses import distinct
+from qoqmed.types import Case, Flaw
 
+SYNONYMS = "reading/synonyms"  # attribute of a case: label -> other names of it
 MAX_ANSWER = 4_096  # characters of an answer that are read
 DETAIL = 80  # characters of the text that a flaw quotes
 
-WORDS = re.compile(r"\d+\.\d+|[^\W_]+|[<>≤≥=+%,;]")
-COMMANDS = re.compile(r"\\[a-zA-Z]+")  # LaTeX: \text{...}
-SIGNS = (("\\geq", "≥"), ("\\ge", "≥"), ("\\leq", "≤"), ("\\le", "≤"), (">=", "≥"), ("<=", "≤"), ("&", " and "))
-SHORT = re.compile(r"(.+)\(([^()]+)\)\s*")  # "conduction delay (CD)"
 BREAKS = frozenset({",", ";", "but"})  # where a negation's reach ends
 JOINS = frozenset({"and", "or", "with", "+"})
 NEGATIONS = frozenset({"no", "not", "non", "without", "absent", "negative", "never", "neither", "nor", "denies"})
 
 Item = tuple[str, bool]  # a word, or (label, True)
+Found = tuple[tuple[str, ...], tuple[Flaw, ...]]
 
 
-def match_labels(answer: str, label_space: Sequence[str]) -> tuple[tuple[str, ...], tuple[Flaw, ...]]:
+def labels_of(text: str, case: Case) -> Found:
+    """`match_labels` with the case's space and synonyms. Raises DataError, naming the row, for malformed synonyms."""
+    return match_labels(text, case.label_space, synonyms_of(case))
+
+
+def synonyms_of(case: Case) -> Mapping[str, Sequence[str]]:
+    """Of the case's attribute `reading/synonyms`. Raises DataError, naming the row, where it is none."""
+    given = case.attributes.get(SYNONYMS, {})
+    names = [name for names in given.values() for name in names] if _is_lists(given) else [None]
+    outside = [label for label in given if label not in case.label_space] if isinstance(given, Mapping) else []
+    if outside or not all(isinstance(name, str) for name in names):
+        expected = "an object: label of the space -> list of other names"
+        raise DataError(Problem(f"the attribute {SYNONYMS!r} is malformed", case.id, repr(given)[:200], expected))
+    return {str(label): tuple(names) for label, names in given.items()}
+
+
+def _is_lists(given: object) -> bool:
+    return isinstance(given, Mapping) and all(isinstance(names, (list, tuple)) for names in given.values())
+
+
+def match_labels(answer: str, label_space: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> Found:
     """The labels that `answer` names, in its order and each once; and what else it holds, as flaws.
 
-    Kinds: answer_too_long, answer_empty, unknown_label (a stretch of words outside the space), negated_label,
-    repeated_label.
+    synonyms: label -> other names. Kinds of flaw: answer_too_long, answer_empty, unknown_label (a stretch of words
+    outside the space), negated_label, repeated_label; respelled_label, synonym_label, plural_label for a label named
+    by other letters than its own.
     """
     flaws: list[Flaw] = []
     if len(answer) > MAX_ANSWER:
         flaws.append(Flaw("answer_too_long", f"{len(answer)} characters, read {MAX_ANSWER}"))
-    items = _items(_words(answer[:MAX_ANSWER]), _forms(tuple(label_space)))
+    declared = tuple((label, tuple(names)) for label, names in (synonyms or {}).items())
+    items, repairs = _items(words_of(answer[:MAX_ANSWER]), forms_of(tuple(label_space), declared))
     if not items:
         flaws.append(Flaw("answer_empty"))
     labels: list[str] = []
@@ -51,7 +74,10 @@ def match_labels(answer: str, label_space: Sequence[str]) -> tuple[tuple[str, ..
                 flaws.append(Flaw("repeated_label", label))
             else:
                 labels.append(label)
-    return tuple(labels), tuple(flaws)
+    flaws += [Flaw(kind, label) for label, kind in repairs]
+    other_name = {label for label, _ in repairs}
+    flaws += [Flaw("respelled_label", label) for label in labels if label not in other_name and label not in answer]
+    return tuple(labels), distinct(flaws)
 
 
 def clashes(label_space: Sequence[str]) -> tuple[str, ...]:
@@ -59,70 +85,44 @@ def clashes(label_space: Sequence[str]) -> tuple[str, ...]:
     seen: set[str] = set()
     bad: list[str] = []
     for label in label_space:
-        key = _join(_words(label))
+        key = join(words_of(label))
         if not key or key in seen:
             bad.append(label)
         seen.add(key)
     return tuple(bad)
 
 
-def _words(text: str) -> list[str]:
-    for sign, plain in SIGNS:
-        text = text.replace(sign, plain)
-    return WORDS.findall(unicodedata.normalize("NFKC", COMMANDS.sub(" ", text)).casefold())
+def _items(words: Sequence[str], forms: Forms) -> tuple[list[Item], list[tuple[str, str]]]:
+    """Words, with each stretch that reads like a label replaced by it: longest first, then leftmost.
 
-
-def _join(words: Iterable[str]) -> str:
-    """One key for "COVID-19", "covid 19" and "Covid19"; two numbers in a row stay apart."""
-    key = ""
-    for word in words:
-        key += f" {word}" if key[-1:].isdigit() and word[0].isdigit() else word
-    return key
-
-
-@lru_cache(maxsize=1024)
-def _forms(label_space: tuple[str, ...]) -> Mapping[str, str]:
-    """Key -> label: each label in full, then the two parts of "long name (short)" where they are no other's."""
-    forms: dict[str, str] = {}
-    for label in label_space:
-        forms.setdefault(_join(_words(label)), label)
-    parts: dict[str, set[str]] = {}
-    for label in label_space:
-        match = SHORT.fullmatch(label)
-        for part in match.groups() if match else ():
-            parts.setdefault(_join(_words(part)), set()).add(label)
-    for key, labels in parts.items():
-        if len(labels) == 1:
-            forms.setdefault(key, *labels)
-    forms.pop("", None)
-    return forms
-
-
-def _items(words: Sequence[str], forms: Mapping[str, str]) -> list[Item]:
-    """Words, with each stretch that reads like a label replaced by it: longest first, then leftmost."""
+    And (label, kind) of every label that goes by another name.
+    """
     longest = max(map(len, forms), default=0)
     candidates: list[tuple[int, int, int]] = []  # minus the key's length, first word, word after the last
     for start in range(len(words)):
         key = ""
         for stop in range(start + 1, len(words) + 1):
-            key = _join((key, words[stop - 1])) if key else words[start]
+            key = join((key, words[stop - 1])) if key else words[start]
             if len(key) > longest:
                 break
             if key in forms:
                 candidates.append((-len(key), start, stop))
     label_at: dict[int, tuple[str, int]] = {}
+    repairs: list[tuple[str, str]] = []
     taken: set[int] = set()
     for _, start, stop in sorted(candidates):
         if taken.isdisjoint(range(start, stop)):
             taken.update(range(start, stop))
-            label_at[start] = (forms[_join(words[start:stop])], stop)
+            label, kind = forms[join(words[start:stop])]
+            label_at[start] = (label, stop)
+            repairs += [(label, kind)] if kind else []
     items: list[Item] = []
     position = 0
     while position < len(words):
         label, stop = label_at.get(position, ("", position + 1))
         items.append((label, True) if label else (words[position], False))
         position = stop
-    return items
+    return items, repairs
 
 
 def _segments(items: Iterable[Item]) -> Iterator[list[Item]]:
