@@ -20,6 +20,8 @@ from qoqmed.parallel import gather
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.prompting import Prompter
 from qoqmed.rewards.combine import combine, judge
+from qoqmed.rewards.pool import Pooled
+from qoqmed.rewards.routing import Routing
 from qoqmed.types import Case, Group, Mask, Needs, Rollout, Sampling, Verdict
 
 PAIR = ("dpo/chosen", "dpo/rejected")  # attributes of a case that brings its pair
@@ -106,6 +108,14 @@ class Actor:
     workers: int = 0
     media: MediaCache = field(default_factory=MediaCache)
     modalities: Collection[str] | None = None  # that stay; None: all
+    routing: Routing = Routing()  # noqa: RUF009  frozen
+
+    def close(self) -> None:
+        """End the engine, and the processes of slow rewards."""
+        self.engine.close()
+        for reward in self.rewards.values():
+            if isinstance(reward, Pooled):
+                reward.close()
 
     def admit(self, drawn: Sequence[tuple[Dataset, int]], needs: Needs = Needs()) -> Admitted:  # noqa: B008
         """Build, check and encode the drawn cases. What follows from refused ones is the caller's, by `on_error`.
@@ -233,19 +243,21 @@ class StepActor:
         cases = [group.case for group in read for _ in group.rollouts]
         rollouts = [rollout for group in read for rollout in group.rollouts]
         readings = [reading for group in read for reading in group.readings]
-        verdicts = judge(self.actor.rewards, cases, rollouts, readings)
-        task_weights = {name: w for name, w in self.actor.weights.items() if self.actor.rewards[name].low >= 0}
+        routing = self.actor.routing
+        verdicts = judge(self.actor.rewards, cases, rollouts, readings, routing)
+        tasks = [name for name in self.actor.weights if self.actor.rewards[name].low >= 0]
         out, at = [], 0
         for group in read:
             mine = tuple(verdicts[at : at + len(group.rollouts)])
             at += len(mine)
-            rewards = tuple(combine(verdict, self.actor.weights) for verdict in mine)
-            difficulty = tuple(combine(_only(verdict, task_weights), task_weights) for verdict in mine)
-            penalised = len(task_weights) < len(self.actor.weights)
+            weights = routing.weights(self.actor.weights, group.case.domain)
+            rewards = tuple(combine(verdict, weights, routing.shares) for verdict in mine)
+            difficulty = tuple(combine(_only(verdict, tasks), weights, routing.shares) for verdict in mine)
+            penalised = len(tasks) < len(weights)
             out.append(replace(group, verdicts=mine, rewards=rewards, difficulty=difficulty if penalised else ()))
         self.numbers["time/reward"] += time.perf_counter() - started
         return out
 
 
-def _only(verdicts: Mapping[str, Verdict], names: Mapping[str, float]) -> dict[str, Verdict]:
+def _only(verdicts: Mapping[str, Verdict], names: Collection[str]) -> dict[str, Verdict]:
     return {name: verdict for name, verdict in verdicts.items() if name in names}

@@ -12,8 +12,8 @@ import torch
 from qoqmed import config, registry
 from qoqmed.actor import Actor
 from qoqmed.boxes import AbsoluteFrame
-from qoqmed.config.schema import Node, Recipe, StageConfig
-from qoqmed.contracts import Advantage, Dataset, Objective, Task
+from qoqmed.config.schema import Node, Recipe, RewardConfig, StageConfig
+from qoqmed.contracts import Advantage, Dataset, Objective, Reward, Task
 from qoqmed.datasets.phantoms import SIDE_PX
 from qoqmed.datasets.sampler import Sampler
 from qoqmed.datasets.synthetic import SHARES, Synthetic
@@ -26,6 +26,8 @@ from qoqmed.policy import lora, stored
 from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded, load_path, load_tiny
 from qoqmed.policy.prompting import Prompter
+from qoqmed.rewards.pool import Pooled
+from qoqmed.rewards.routing import Routing
 from qoqmed.run import restore_policy
 from qoqmed.types import Needs, Sampling
 
@@ -116,13 +118,26 @@ def build_actor(recipe: Recipe) -> tuple[Actor, Loaded]:
     chosen = Node(recipe.rollout.name, recipe.rollout.arguments, "rollout")
     engine = registry.make("rollouts", chosen, precision=recipe.trainer.precision)
     engine.start(handle)
-    rewards = {
-        key: registry.make("rewards", Node(reward.name, reward.arguments, reward.where or f"rewards.{key}"))
-        for key, reward in recipe.rewards.items()
-    }
-    weights = {key: reward.weight for key, reward in recipe.rewards.items()}
+    scoring = recipe.rewards
+    rewards = {key: make_reward(key, reward) for key, reward in scoring.items()}
+    weights = {key: reward.weight for key, reward in scoring.items()}
     kept = None if data.modalities == "all" else data.modalities
-    return Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers, media, kept), loaded
+    actor = Actor(handle, prompter, engine, rewards, weights, root, data.on_error, data.workers, media, kept)
+    return replace(actor, routing=routing(scoring)), loaded
+
+
+def make_reward(key: str, config: RewardConfig) -> Reward:
+    """In processes of its own where the recipe says so."""
+    node = Node(config.name, config.arguments, config.where or f"rewards.{key}")
+    reward: Reward = registry.make("rewards", node)
+    if config.workers == 0 and config.timeout_s is None:
+        return reward
+    return Pooled(key, reward, node, config.workers, config.timeout_s)
+
+
+def routing(rewards: Mapping[str, RewardConfig]) -> Routing:
+    domains = {key: reward.domains for key, reward in rewards.items() if reward.domains}
+    return Routing(domains, {key: reward.share for key, reward in rewards.items() if reward.share is not None})
 
 
 class OnDemand(Mapping[str, Any]):

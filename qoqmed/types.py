@@ -141,19 +141,23 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One reward's answer for one rollout. `value`: finite, in the reward's range, when status is OK; else None."""
+    """One reward's answer for one rollout. `value`: finite, in the reward's range, when status is OK; else None.
+
+    traceback: of a reward that failed or took too long; it may quote the response.
+    """
 
     value: float | None
     status: Status = Status.OK
     reason: str = ""
+    traceback: str = ""
 
     @classmethod
     def not_applicable(cls, reason: str) -> Verdict:
         return cls(None, Status.NOT_APPLICABLE, reason)
 
     @classmethod
-    def invalid(cls, reason: str) -> Verdict:
-        return cls(None, Status.INVALID, reason)
+    def invalid(cls, reason: str, traceback: str = "") -> Verdict:
+        return cls(None, Status.INVALID, reason, traceback)
 
 
 @dataclass(frozen=True)

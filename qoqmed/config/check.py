@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -129,8 +130,27 @@ def _model_config(path: str) -> dict[str, Any] | None:
 
 
 def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.rewards and not any(reward.weight for reward in recipe.rewards.values()):
+    rewards = recipe.rewards
+    if rewards and not any(
+        weight for reward in rewards.values() for weight in (reward.weight, *reward.domains.values())
+    ):
         yield Problem("every reward has the weight 0", "rewards", expected="one weight above 0 at least")
+        return
+    known = [info.name for info in available("domains")]
+    named = [
+        (f"rewards.{key}.domains.{domain}", domain, weight)
+        for key, r in rewards.items()
+        for domain, weight in r.domains.items()
+    ]
+    for where, domain, weight in named:
+        if domain not in known:
+            yield Problem("no such domain", where, repr(domain), f"one of {', '.join(known)}", near(domain, known))
+        elif not (math.isfinite(weight) and weight >= 0):
+            yield Problem("out of range", where, repr(weight), "a weight of at least 0")
+    for domain in dict.fromkeys(domain for _, domain, _ in named):
+        if not any(reward.domains.get(domain, reward.weight) for reward in rewards.values()):
+            where = next(where for where, other, _ in named if other == domain)
+            yield Problem(f"no reward counts in the domain {domain}", where, "0", "one weight above 0 in every domain")
 
 
 def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:

@@ -71,10 +71,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """One entry of `rewards`: its key is the plugin's name unless `name` says another."""
+    """One entry of `rewards`: its key is the plugin's name unless `name` says another.
+
+    domains: the weight in a domain where that is another; 0: it is not asked there. share: rewards with the same one
+    share one weight: each one's is divided by how many of them apply. workers: processes that score one response at a
+    time; 0: this one, all at once. timeout_s: of one response, for which a process is needed.
+    """
 
     name: str
     weight: float = option(1.0, low=0.0)
+    domains: Mapping[str, float] = option({})
+    share: str | None = None
+    workers: int = option(0, low=0)
+    timeout_s: float | None = option(None, above=0.0)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
 

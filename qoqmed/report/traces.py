@@ -1,7 +1,7 @@
 """Every rollout as a row of JSON Lines, with as much of its content as the recipe's `traces` allows to leave the run.
 
-ids: names, hashes, numbers and the rewards' reasons. text: also the response and its reading. full: also the question,
-the prompt and where the media lie.
+ids: names, hashes, numbers and the rewards' reasons. text: also the response, its reading, and tracebacks of rewards
+that failed, which may quote it. full: also the question, the prompt and where the media lie.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def trace_rows(
         row["trainable"] = group.trained[i]
         if level in ("text", "full"):
             row["response"] = rollout.text
+            verdicts = group.verdicts[i] if group.verdicts else {}
+            row["tracebacks"] = {name: verdict.traceback for name, verdict in verdicts.items() if verdict.traceback}
             row["reading"] = asdict(group.readings[i]) if group.readings else None
         if level == "full":
             row |= _question(group, decode)

@@ -3,41 +3,65 @@
 from __future__ import annotations
 
 import math
+import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from qoqmed.contracts import Reward
 from qoqmed.errors import PluginError, Problem, UserError
+from qoqmed.rewards.routing import Routing
 from qoqmed.types import Case, Reading, Rollout, Status, Verdict
 
 ROUNDING = 1e-6  # a value may leave its declared range by this much
 
 
-def combine(verdicts: Mapping[str, Verdict], weights: Mapping[str, float]) -> float | None:
+def combine(
+    verdicts: Mapping[str, Verdict],
+    weights: Mapping[str, float],
+    shares: Mapping[str, str] = {},
+) -> float | None:
     """The weighted mean over the applicable rewards: sum of weight * value / sum of their weights.
 
+    shares: of rewards that share one weight, the name of what they share: each one's weight is divided by how many of
+    them apply (QoQ-Med's auxiliary 0.2 is the mean of format and visual coherence, or format's alone).
     None, which leaves the rollout out of training, where any reward of positive weight is invalid, or where none of
     positive weight is applicable (such a rollout has no reward: 0 would call it bad). Weight 0: logged, not counted.
     """
-    counted = [(weights[name], verdict) for name, verdict in verdicts.items() if weights[name] > 0]
-    if any(verdict.status is Status.INVALID for _, verdict in counted):
+    counted = {name: verdict for name, verdict in verdicts.items() if weights[name] > 0}
+    if any(verdict.status is Status.INVALID for verdict in counted.values()):
         return None
-    applicable = [(weight, verdict.value) for weight, verdict in counted if verdict.value is not None]
+    applicable = {name: verdict.value for name, verdict in counted.items() if verdict.value is not None}
     if not applicable:
         return None
-    return sum(weight * value for weight, value in applicable) / sum(weight for weight, _ in applicable)
+    sharing = Counter(shares.get(name, name) for name in applicable)
+    parts = {name: weights[name] / sharing[shares.get(name, name)] for name in applicable}
+    return sum(parts[name] * value for name, value in applicable.items()) / sum(parts.values())
 
 
 def judge(
-    rewards: Mapping[str, Reward], cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]
+    rewards: Mapping[str, Reward],
+    cases: Sequence[Case],
+    rollouts: Sequence[Rollout],
+    readings: Sequence[Reading],
+    routing: Routing = Routing(),  # noqa: B008
 ) -> tuple[Mapping[str, Verdict], ...]:
     """Verdicts by reward name, one mapping a rollout; cases, rollouts and readings run parallel.
 
-    A reward that raises is invalid for all these rollouts, with its name and the cause. A `UserError` (a mask that
-    was not loaded, ...) passes through. Raises PluginError where a reward breaks its contract.
+    A reward that raises is invalid for all these rollouts, with its name, the cause and its traceback. A `UserError`
+    (a mask that was not loaded, ...) passes through. Raises PluginError where a reward breaks its contract.
+    routing: a reward is asked for the cases of its domains alone, and not applicable to the others.
     """
-    columns = {name: _column(name, reward, cases, rollouts, readings) for name, reward in rewards.items()}
+    columns = {}
+    for name, reward in rewards.items():
+        asked = [place for place, case in enumerate(cases) if routing.asks(name, case.domain)]
+        column = [Verdict.not_applicable(f"{name} has the weight 0 in {case.domain}") for case in cases]
+        if asked:
+            mine = [(cases[place], rollouts[place], readings[place]) for place in asked]
+            for place, verdict in zip(asked, _column(name, reward, *zip(*mine, strict=True)), strict=True):
+                column[place] = verdict
+        columns[name] = column
     return tuple({name: column[index] for name, column in columns.items()} for index in range(len(rollouts)))
 
 
@@ -49,7 +73,8 @@ def _column(
     except UserError:
         raise
     except Exception as error:  # boundary: third-party code; one broken reward must not end a run of weeks
-        return [Verdict.invalid(f"reward {name}: {type(error).__name__}: {error}")] * len(rollouts)
+        reason = f"reward {name}: {type(error).__name__}: {error}"
+        return [Verdict.invalid(reason, traceback.format_exc())] * len(rollouts)
     if not isinstance(verdicts, Sequence) or len(verdicts) != len(rollouts):
         got = f"{len(verdicts)} verdicts" if isinstance(verdicts, Sequence) else f"a {type(verdicts).__name__}"
         raise _broken(name, reward, "gave the wrong number of verdicts", got, f"{len(rollouts)}, one a rollout")
