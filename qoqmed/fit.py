@@ -50,7 +50,7 @@ def fit(
         same_recipe(RunFolder(found).recipe(), loaded)
     parts = build(loaded)
     if dry_run:
-        parts.actor.engine.close()
+        parts.actor.close()
         return plan(parts) if parts.fabric.is_global_zero else Result(out, False, (), 0)
     run = open_run(parts, out, found, sys.argv)
     try:
@@ -63,7 +63,7 @@ def fit(
     except KeyboardInterrupt:  # the second one: it did not wait for the step's end
         raise KeyboardInterrupt(f"interrupted; go on from the last checkpoint with --resume {run.path}") from None
     finally:
-        parts.actor.engine.close()
+        parts.actor.close()
         run.release()
     if not result.finished:
         raise KeyboardInterrupt(f"interrupted: saved at step {result.global_step}; go on with --resume {result.folder}")

@@ -109,7 +109,7 @@ def predict(
     try:
         made, reading = _ask(actor, case, sampling, seed)
     finally:
-        actor.engine.close()
+        actor.close()
     predicted = Predicted(case, tuple(medium.path or "array" for medium in shown), made, reading, pictures)
     if picture is not None:
         boxes = {at: [box for box in reading.boxes if box.medium == at] for at in pictures}

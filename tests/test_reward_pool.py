@@ -204,7 +204,8 @@ def test_workers_are_light(site: Path) -> None:
     import subprocess
     import sys
 
-    code = "import sys, qoqmed.rewards.worker; print([m for m in ('torch', 'transformers', 'lightning') if m in sys.modules])"
+    loaded = "[m for m in ('torch', 'transformers', 'lightning') if m in sys.modules]"
+    code = f"import sys, qoqmed.rewards.worker; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert registry.find("rewards", "obedient").distribution == "slow-rewards"
