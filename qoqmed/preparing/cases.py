@@ -75,9 +75,9 @@ class Maker:
         for medium in self.spec.media:
             found = self._paths(medium, row)
             if not found and not medium.optional:
-                self.out.add(case_id, f"no file for its {medium.view or medium.modality}")
+                self.out.add(case_id, f"no file for its {medium.modality}")
                 return None
-            media += [self._medium(medium, path) for path in found]
+            media += [self._medium(medium, path, row) for path in found]
         if not media and self.spec.media:
             self.out.add(case_id, "it has none of the media")
             return None
@@ -109,9 +109,10 @@ class Maker:
         beside = found.parent
         return found.exists() or any(item.suffix != ".hea" for item in beside.glob(f"{_literal(found.name)}.*"))
 
-    def _medium(self, medium: MediumSpec, path: str) -> dict[str, Any]:
+    def _medium(self, medium: MediumSpec, path: str, row: Mapping[str, str]) -> dict[str, Any]:
         made: dict[str, Any] = {"modality": medium.modality, "path": path}
-        made |= {"view": medium.view} if medium.view else {}
+        view = filled(medium.view, row, f"{self.spec.name}.media")
+        made |= {"view": view} if view else {}
         made |= {"frames": self.frames} if self.frames and medium.modality in ("volume", "video") else {}
         return made | dict(medium.options)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qoqmed.preparing.binding import cell
 from qoqmed.preparing.tables import Row
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+LIMIT = re.compile(r"(>=|<=|>|<)\s*([-+]?\d+\.?\d*)")
+COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 POLICIES = ("hide", "positive", "negative", "drop")
 
 
@@ -96,7 +99,8 @@ def codes(
     root: Path,
     space: Space,
     column: str,
-    map: Mapping[Any, Any],
+    map: Mapping[Any, Any] | None = None,
+    groups: Mapping[str, Sequence[Any]] | None = None,
     separator: str = ",",
     form: str = "list",
     classes: Mapping[str, str] | None = None,
@@ -107,10 +111,13 @@ def codes(
 ) -> Reader:
     """Several codes in one column. map: code, or class of it -> label, or null for none; `other`: label of the rest.
 
+    groups: the same the other way, label -> codes; `map` goes first. A name stands for a map that comes with qoqmed.
+
     form: list (parted by `separator`) or scp (PTB-XL's {"NORM": 100.0}; codes below `least` percent do not count,
     where 0 means "not said"). classes: {table, key, value} gives a code's class where the map has not the code.
     """
-    names = {tables.plain(key): None if one is None else str(one) for key, one in map.items()}
+    grouped = {code: label for label, codes in (groups or {}).items() for code in codes}
+    names = {tables.plain(key): None if one is None else str(one) for key, one in (grouped | dict(map or {})).items()}
     _inside([*names.values(), other or None], space)
     of_code = _classes(root, classes) if classes else {}
     passed = {tables.plain(code) for code in ignore}
@@ -129,7 +136,10 @@ def codes(
 
 
 def rules(root: Path, space: Space, cases: Sequence[Mapping[str, Any]]) -> Reader:
-    """cases: [{label, when: {column: value or values}}]; the first whose columns all hold such a value."""
+    """cases: [{label, when: {column: value or values}}]; the first whose columns all hold such a value.
+
+    A value such as "> 0", ">= 3" or "< 3" holds for numbers.
+    """
     _inside([case["label"] for case in cases], space)
     tests = [
         (
@@ -141,7 +151,7 @@ def rules(root: Path, space: Space, cases: Sequence[Mapping[str, Any]]) -> Reade
 
     def read(row: Row) -> Marked:
         for label, wishes in tests:
-            if all(cell(row, name, "labels") in wish for name, wish in wishes.items()):
+            if all(_holds(cell(row, name, "labels"), wish) for name, wish in wishes.items()):
                 return Marked((label,))
         return Marked(why="no rule of the spec gives it a label")
 
@@ -196,6 +206,13 @@ def _alone(found: tuple[str, ...], alone: Sequence[str]) -> tuple[str, ...]:
 
 def _key(code: str, names: Mapping[str, Any], of_code: Mapping[str, str]) -> str:
     return code if code in names else of_code.get(code, code)
+
+
+def _holds(text: str, wishes: set[str]) -> bool:
+    if text in wishes:
+        return True
+    limits = [match for match in map(LIMIT.fullmatch, wishes) if match]
+    return bool(NUMBER.fullmatch(text)) and any(COMPARE[match[1]](float(text), float(match[2])) for match in limits)
 
 
 def _many(wish: Any) -> list[Any]:

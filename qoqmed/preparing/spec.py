@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -24,10 +24,10 @@ SHIPPED = resources.files("qoqmed.preparing").joinpath("specs")
 
 @dataclass(frozen=True)
 class Join:
-    """Columns of another table. on: column here -> column there. take: new column -> column there; empty takes all."""
+    """Columns of another table. by: column here -> column there. take: new column -> column there; empty takes all."""
 
     table: str
-    on: Mapping[str, str]
+    by: Mapping[str, str]
     take: Mapping[str, str] = field(default_factory=dict)
     delimiter: str = ","
     optional: bool = False
@@ -132,6 +132,9 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Spec:
         raise DataError(Problem("no such spec", where, expected=", ".join(known), mend=near(name, known)))
     try:  # YAML and OmegaConf say what is wrong by exceptions alone
         given = OmegaConf.create(text)
+        shared = given.get("labels", {}).get("groups") if isinstance(given, DictConfig) else None
+        if isinstance(shared, str):  # a map that several specs share
+            given.labels.groups = OmegaConf.create(SHIPPED.joinpath("maps", f"{shared}.yaml").read_text("utf-8"))
         for key, value in (options or {}).items():
             OmegaConf.update(given, f"options.{key}", value)
         content = OmegaConf.to_container(given, resolve=True)
@@ -167,7 +170,8 @@ def _value(kind: Any, key: str, value: Any, where: str, problems: list[Problem])
         if not isinstance(value, many):
             problems.append(Problem(f"no {many.__name__}", where, repr(value)[:80]))
             return ()
-        named = value.items() if isinstance(value, dict) else enumerate(value)
+        items: Any = value
+        named = items.items() if many is dict else enumerate(items)
         made = {name: _made(part, one, f"{where}.{name}", problems) for name, one in named}
         return made if many is dict else tuple(made.values())
     if key in TEXTS:
