@@ -140,6 +140,55 @@ def test_a_state_of_before_balancing_goes_on_unbalanced():
         Sampler([source(10)], balanced=True).load_state_dict(state)
 
 
+# ---------------------------------------------------------------- temperature, caps, epochs
+def test_a_temperature_goes_from_sizes_to_equal_parts():
+    mixed = Source(["xray"] * 64 + ["ct"] * 16 + ["ecg"] * 4 + ["mri"] * 1)  # 85; square roots 8, 4, 2, 1: 15
+    seen = Counter()
+    sampler = Sampler([mixed], seed=3, temperature=2.0)
+    for _ in range(30):
+        seen.update(epoch(sampler))
+    parts = shares(seen.elements(), mixed)
+    for name, root in (("xray", 8), ("ct", 4), ("ecg", 2), ("mri", 1)):  # by hand: 85 * root / 15 an epoch
+        assert abs(parts[name] - 30 * 85 * root / 15) <= 1
+        times = [seen[0, i] for i, domain in enumerate(mixed.domains) if domain == name]
+        assert max(times) - min(times) <= 1
+    assert abs(sampler.size() - 85) <= 4
+    equal = shares(epoch(Sampler([mixed], temperature=float("inf"))), mixed)
+    assert set(equal.values()) == {21}  # 85 / 4
+    assert epoch(Sampler([mixed], temperature=1.0)) == epoch(Sampler([mixed]))
+
+
+def test_domains_have_weights_and_caps():
+    mixed = Source(["xray"] * 40 + ["ct"] * 10)
+    drawn = epoch(Sampler([mixed], domain_weights={"ct": 2.0}))
+    assert shares(drawn, mixed) == {"xray": 40, "ct": 20} and all(Counter(drawn)[0, i] == 2 for i in range(40, 50))
+    sampler = Sampler([mixed], domain_caps={"xray": 16})
+    epochs = [epoch(sampler) for _ in range(5)]
+    assert all(shares(drawn, mixed) == {"xray": 16, "ct": 10} for drawn in epochs)
+    assert set(Counter(pair for drawn in epochs for pair in drawn if pair[1] < 40).values()) == {2}  # 5 * 16 / 40
+
+
+def test_a_data_set_has_a_cap_and_a_number_of_epochs():
+    sampler = Sampler([source(10), source(6)], [1.0, 3.0], caps=[4, None], epochs=[None, 4])
+    seen = [epoch(sampler) for _ in range(5)]
+    assert [Counter(s for s, _ in drawn) for drawn in seen] == [{0: 4, 1: 18}, {0: 4, 1: 6}, {0: 4}, {0: 4}, {0: 4}]
+    times = Counter(pair for drawn in seen for pair in drawn)
+    assert all(times[0, i] == 2 for i in range(10)) and all(times[1, i] == 4 for i in range(6))
+    assert [sampler.size(i) for i in range(3)] == [22, 10, 4]
+
+
+@pytest.mark.parametrize("more", [{}, {"balanced": True}, {"temperature": 3.0}])
+def test_when_all_epochs_have_been_had_nothing_is_drawn(more):
+    sampler = Sampler([Source(SKEWED)], epochs=[1.5], **more)
+    seen = Counter(epoch(sampler))
+    with pytest.raises(DataError, match="had all its epochs"):
+        for _ in range(200):
+            seen.update(sampler.draw(50))
+    assert max(seen.values()) <= 2 and sum(sampler.size(i) for i in range(500)) == seen.total() <= 135
+    if not more:
+        assert seen.total() == 135  # 1.5 times 90
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -148,6 +197,12 @@ def test_a_state_of_before_balancing_goes_on_unbalanced():
         ({"weights": [-1.0]}, "out of range"),
         ({"weights": [float("nan")]}, "out of range"),
         ({"weights": [1.0, 2.0]}, "2 weights for 1 data sets"),
+        ({"caps": [0]}, "caps hold one out of range"),
+        ({"epochs": [1, 2]}, "2 limits of epochs for 1"),
+        ({"temperature": 0.0}, "temperature is out of range"),
+        ({"temperature": 2.0, "balanced": True}, "given otherwise"),
+        ({"domain_weights": {"ecgs": 1.0}}, "did you mean 'ecg'"),
+        ({"domain_caps": {"ecg": -1}}, "cap is out of range"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments, said):
@@ -161,15 +216,24 @@ def test_what_cannot_be_drawn_is_refused(arguments, said):
     seed=st.integers(0, 2**40),
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     stop=st.integers(0, 11),
-    balanced=st.booleans(),
-)
-def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts, stop, balanced):
+    parts=st.sampled_from([
+        {}, {"balanced": True}, {"temperature": 2.0}, {"domain_weights": {"ct": 1.5}}, {"domain_caps": {"ct": 2}},
+        {"caps": [3]}, {"epochs": [7]}, {"temperature": 5.0, "epochs": [9.5]},
+    ]),
+)  # fmt: skip
+def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts, stop, parts):
     def fresh():
         weights = [weight, *[1.0] * (len(sizes) - 1)]
-        return Sampler([source(size) for size in sizes], weights, seed, balanced=balanced)
+        rest = [None] * (len(sizes) - 1)
+        own = {name: value + rest if isinstance(value, list) else value for name, value in parts.items()}
+        return Sampler([source(size) for size in sizes], weights, seed, **own)
 
     if sizes == [size for size in sizes if size * weight < 1][:1]:
         return  # an epoch without cases
+    if "domain_weights" in parts and weight < 1 and max(sizes) * weight < 2:
+        return
+    if "epochs" in parts:
+        counts, stop = counts[:2], min(stop, 1)  # no more than there is
     whole = fresh()
     expected = [whole.draw(count) for count in counts]
     part = fresh()
@@ -187,6 +251,9 @@ def test_a_resumed_sampler_goes_on_where_it_stopped(sizes, weight, seed, counts,
         ({"weights": [2.0]}, "weights"),
         ({"domains": ["ct"]}, "domains"),
         ({"balanced": True}, "balanced"),
+        ({"temperature": 2.0}, "temperature"),
+        ({"caps": [4]}, "caps"),
+        ({"epochs": [4]}, "epochs"),
         ({"datasets": [source(11)]}, "sizes"),
         ({"datasets": [Source(source(10).domains, "other")]}, "contents"),
     ],

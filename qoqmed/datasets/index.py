@@ -73,6 +73,7 @@ class _Scan:
         self._met: set[str] = set()  # fields of the file
 
     def add(self, raw: bytes, offset: int, line: int) -> None:
+        """A line of the file. Raises DataError for what is wrong with it, without `where`."""
         if not raw.strip():
             return
         row = parse(raw)
@@ -95,6 +96,7 @@ class _Scan:
             self._spaces.setdefault(dataset, set()).update(_labels(given, self._reader.format))
 
     def finished(self, path: Path) -> Index:
+        """Raises DataError with all that was wrong, in the order of the lines."""
         problems = self.problems + list(self._used_before(path))
         if problems:
             raise DataError([problem for _, problem in sorted(problems, key=lambda pair: pair[0])][:MAX_PROBLEMS])
