@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qoqmed.reading import match_labels
+from qoqmed.reading import labels_of
 from qoqmed.types import SPATIAL, Case, Reading, Rollout, Verdict
 
 MALFORMED = frozenset(
@@ -32,7 +32,8 @@ def _verdict(case: Case, reading: Reading) -> Verdict:
         return _localisation(reading)
     if not reading.answer.labels:
         return Verdict(0.0, reason="no label was predicted")
-    named = {label for box in reading.boxes for label in match_labels(box.label, case.label_space)[0]}
+    texts = dict.fromkeys(box.label for box in reading.boxes)
+    named = {label for text in texts for label in labels_of(text, case)[0]}
     missing = [label for label in reading.answer.labels if label not in named]
     if missing:
         return Verdict(0.0, reason=f"no box for {', '.join(missing)}")

@@ -1,16 +1,24 @@
 """QoQ-Med's semantic alignment reward (section 3.4): the best intersection over union of one predicted box.
 
-Against the whole mask S: max_j area(b_j and S) / area(b_j or S). Where a case has boxes and no mask: against the
-target boxes one by one, the best pair (a deviation: the paper has masks only). Boxes on other media do not count.
+Against the whole mask S: max_j area(b_j and S) / area(b_j or S). `parts: best`: against the mask's connected parts one
+by one, the best pair (a deviation, for several lesions: no one box can cover them well). Where a case has boxes and no
+mask: against the target boxes one by one (a deviation: the paper has masks only). Boxes on other media do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
 
 from qoqmed.boxes import best_mask_iou, iou
 from qoqmed.errors import DataError, Problem
+from qoqmed.registry.arguments import check, one_of
+from qoqmed.rewards.parts import Parts, best_part_iou, parts_of
 from qoqmed.types import Box, Case, Mask, Reading, Rollout, Verdict
+
+Against = Literal["whole", "best"]
 
 
 class IoU:
@@ -19,13 +27,19 @@ class IoU:
     low = 0.0
     high = 1.0
 
+    def __init__(self, parts: Against = "whole") -> None:
+        check(one_of("parts", parts, get_args(Against)))
+        self.parts = parts
+
     def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
-        return [_verdict(case, reading.boxes) for case, reading in zip(cases, readings, strict=True)]
+        """One verdict a rollout; the parts of a mask are found once a batch."""
+        found: dict[int, Parts] | None = {} if self.parts == "best" else None
+        return [_verdict(case, reading.boxes, found) for case, reading in zip(cases, readings, strict=True)]
 
 
-def _verdict(case: Case, predicted: Sequence[Box]) -> Verdict:
+def _verdict(case: Case, predicted: Sequence[Box], found: dict[int, Parts] | None) -> Verdict:
     if case.target.mask is not None:
-        return _against_mask(case, case.target.mask, predicted)
+        return _against_mask(case, case.target.mask, predicted, found)
     if not case.target.boxes:
         return Verdict.not_applicable("the case has neither a mask nor boxes")
     if not predicted:
@@ -34,7 +48,7 @@ def _verdict(case: Case, predicted: Sequence[Box]) -> Verdict:
     return Verdict(value, reason=f"best of {len(predicted)} boxes against {len(case.target.boxes)}")
 
 
-def _against_mask(case: Case, mask: Mask, predicted: Sequence[Box]) -> Verdict:
+def _against_mask(case: Case, mask: Mask, predicted: Sequence[Box], found: dict[int, Parts] | None) -> Verdict:
     if mask.array is None:
         what, mend = "the mask was not loaded before scoring", "load masks with qoqmed.media.masks.load first"
         raise DataError(Problem(what, where=case.id, got=str(mask.path), expected="mask.array [H, W]", mend=mend))
@@ -46,4 +60,15 @@ def _against_mask(case: Case, mask: Mask, predicted: Sequence[Box]) -> Verdict:
     boxes = [box for box in predicted if box.medium == mask.medium]
     if not boxes:
         return Verdict(0.0, reason="no box was predicted")
-    return Verdict(best_mask_iou(boxes, mask.array), reason=f"best of {len(boxes)} boxes against the mask")
+    if found is None:
+        return Verdict(best_mask_iou(boxes, mask.array), reason=f"best of {len(boxes)} boxes against the mask")
+    parts = _parts(mask.array, found)
+    reason = f"best of {len(boxes)} boxes against {len(parts.sizes) - 1} parts of the mask"
+    return Verdict(best_part_iou(boxes, parts), reason=reason)
+
+
+def _parts(mask: npt.NDArray[Any], found: dict[int, Parts]) -> Parts:
+    """By the array's identity: the rollouts of a case share it."""
+    if id(mask) not in found:
+        found[id(mask)] = parts_of(mask)
+    return found[id(mask)]

@@ -1,0 +1,54 @@
+"""1 where the answer is exactly what is right, else 0: the set of labels, or the number, or the text.
+
+The first of these that the case knows and the task reads: labels of a closed space; a value, equal to `tolerance`; a
+text, equal but for case, white space, and marks around it (a LaTeX \\text{} too). `target.text` of a case with labels
+is its reasoning, and is not asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from qoqmed.registry.arguments import check, within
+from qoqmed.types import Case, Reading, Rollout, Verdict
+
+TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
+AROUND = " .,;:!?\"'`*$"
+LONGEST = 10_000  # characters of an answer that are compared
+
+
+class ExactMatch:
+    """Not applicable where the case has neither labels, nor a value, nor a text."""
+
+    low = 0.0
+    high = 1.0
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        check(within("tolerance", tolerance, low=0))
+        self.tolerance = tolerance
+
+    def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
+        return [self._verdict(case, reading) for case, reading in zip(cases, readings, strict=True)]
+
+    def _verdict(self, case: Case, reading: Reading) -> Verdict:
+        target, answer = case.target, reading.answer
+        if case.label_space and target.labels is not None:
+            return _equal(answer.labels is not None and set(answer.labels) == set(target.labels), "labels")
+        if target.value is not None:
+            near = answer.value is not None and abs(answer.value - target.value) <= self.tolerance
+            return _equal(near, "value")
+        if target.text is not None:
+            return _equal(answer.text is not None and plain(answer.text) == plain(target.text), "text")
+        return Verdict.not_applicable("the case has neither labels, nor a value, nor a text")
+
+
+def _equal(same: bool, what: str) -> Verdict:
+    return Verdict(float(same), reason=f"the {what} {'agree' if same else 'differ, or none was given'}")
+
+
+def plain(text: str) -> str:
+    """Without case, repeated white space and the marks around it."""
+    whole = TEXT.sub(r"\1", unicodedata.normalize("NFKC", text[:LONGEST]))
+    return " ".join(whole.split()).strip(AROUND).casefold()
