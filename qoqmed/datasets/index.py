@@ -10,6 +10,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def scan(path: Path, reader: RowReader, where: Filter, unless: Filter, gather: b
                     break
             offset += len(raw)
     return made.finished(path)
+
+
+def gathered(path: Path, reader: RowReader, where: Filter, unless: Filter) -> Mapping[str, tuple[str, ...]]:
+    """Label spaces by data set, of the rows that can be read; the others are left out."""
+    made = _Scan(reader, where, unless, gather=True)
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            with suppress(DataError):
+                made.add(raw, 0, line)
+    return made.spaces
 
 
 class _Scan:
@@ -111,8 +122,12 @@ class _Scan:
             tuple(self._domains),
             self._digest.hexdigest(),
             self._origins,
-            {name: tuple(sorted(labels)) for name, labels in self._spaces.items()},
+            self.spaces,
         )
+
+    @property
+    def spaces(self) -> Mapping[str, tuple[str, ...]]:
+        return {name: tuple(sorted(labels)) for name, labels in self._spaces.items()}
 
     def _used_before(self, path: Path) -> Iterator[tuple[int, Problem]]:
         """The rows whose id an earlier row has."""

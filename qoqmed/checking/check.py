@@ -1,0 +1,136 @@
+"""`qoqmed data check`: a data file and its other splits, read whole before a run meets what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qoqmed.checking import decoding, rows
+from qoqmed.checking.balance import balance
+from qoqmed.checking.findings import ERROR, Findings, Report, Spread
+from qoqmed.checking.leakage import leakage
+from qoqmed.checking.mending import mend
+from qoqmed.checking.places import Places
+from qoqmed.datasets import index
+from qoqmed.datasets.jsonl import reader_of
+from qoqmed.datasets.rows import RowReader
+from qoqmed.errors import DataError, Problem, UserError, near
+
+ARGUMENTS = ("mapping", "where", "unless", "task", "prefix", "format", "defaults", "gather")  # of the plugin jsonl
+
+
+def check(
+    path: str | Path,
+    splits: Sequence[str | Path] = (),
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    root: str | Path | None = None,
+    by: str | None = None,
+    decode: bool = False,
+    workers: int | None = None,
+    model: str | Path | None = None,
+    frames: int = 4,
+    max_tokens: int = 16_384,
+    fix: str | Path | None = None,
+) -> Report:
+    """All that is wrong with the rows of a file, and with what it shares with other splits.
+
+    splits: further files, read with the same arguments. arguments: of the data set plugin `jsonl`, also as
+    {"mapping.labels": "label"}. root: the data root,
+    by default the file's folder. by: a field of the rows whose value is their split, for files that hold several.
+    decode: read the media and masks, too, in `workers` processes (default: as many as there are processors). model: a
+    folder whose tokenizer counts the prompts' tokens. fix: write a mended copy there and check that. Raises UserError
+    for wrong arguments; what is wrong with the data is in the report.
+    """
+    started = time.perf_counter()
+    given = nested(arguments or {})
+    for name in given:
+        if name not in ARGUMENTS:
+            hint = near(name, ARGUMENTS)
+            raise UserError(Problem(f"unknown argument {name!r}", "", "", f"one of {', '.join(ARGUMENTS)}", hint))
+    files = [Path(path), *map(Path, splits)]
+    for file in files:
+        if not file.is_file():
+            raise DataError(Problem("the data file does not exist", str(file)))
+    base = Path(root) if root is not None else files[0].parent
+    fixed = None
+    if fix is not None:
+        fixed = mend(files[0], Path(fix), _reader(files[0], base, given))
+        files[0] = Path(fix)
+    findings = Findings()
+    found: list[rows.Row] = []
+    for file in files:
+        found += _rows(file, base, given, by, findings, str(file) if len(files) > 1 or not by else "")
+    places = Places(base)
+    there = _missing(found, places, findings)
+    rows.twice(found, findings)
+    leakage(found, places, findings)
+    table = balance(found, findings) if found else {}
+    decoded = decoding.decode(there, base, findings, frames, _workers(workers)) if decode else 0
+    spreads: dict[str, Spread] = {}
+    if model is not None:
+        from qoqmed.checking.lengths import lengths  # loads torch
+
+        spreads = lengths(there, Path(model), base, findings, frames=frames, max_tokens=max_tokens)
+    counts = {split: sum(row.split == split for row in found) for split in dict.fromkeys(row.split for row in found)}
+    return Report(counts, findings, table, decoded, spreads, fixed, time.perf_counter() - started)
+
+
+def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """{"mapping.labels": "label"} -> {"mapping": {"labels": "label"}}."""
+    out: dict[str, Any] = {}
+    for key, value in arguments.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            own = out.setdefault(first, {})
+            if not isinstance(own, dict):
+                raise UserError(Problem(f"{first!r} is given whole and in parts", key, str(value)))
+            own[rest] = value
+        else:
+            out[key] = value
+    return out
+
+
+def _reader(file: Path, base: Path, given: Mapping[str, Any]) -> RowReader:
+    """As the plugin makes it; the label spaces that it gathers are in `_rows`."""
+    own = {name: value for name, value in given.items() if name not in ("where", "unless", "gather")}
+    return reader_of(os.path.relpath(file, base), base, **own)
+
+
+def _rows(
+    file: Path, base: Path, given: Mapping[str, Any], by: str | None, findings: Findings, name: str
+) -> list[rows.Row]:
+    reader = _reader(file, base, given)
+    where, unless = given.get("where") or {}, given.get("unless") or {}
+    if given.get("gather"):
+        reader = replace(reader, spaces=index.gathered(file, reader, where, unless))
+
+    def split(row: Mapping[str, Any]) -> str:
+        value = row.get(by) if by else None
+        return " ".join(part for part in (name, "" if value is None else str(value)) if part) or "?"
+
+    read = list(rows.read(file, reader, findings, where=where, unless=unless, split=split))
+    if not read and not findings.of(ERROR):
+        findings.add("schema", ERROR, Problem("no row is left", str(file)))
+    return read
+
+
+def _missing(found: Sequence[rows.Row], places: Places, findings: Findings) -> list[rows.Row]:
+    """Rows whose media and mask are all there; the others are told."""
+    there = []
+    for row in found:
+        mask = row.case.target.mask
+        paths = [medium.path for medium in row.case.media] + [mask.path if mask else None]
+        problems = [one for path in paths if path is not None and isinstance(one := places.find(path), Problem)]
+        for one in problems:
+            findings.add("media", ERROR, Problem(one.what, row.where, one.got, one.expected, one.mend))
+        there += [] if problems else [row]
+    return there
+
+
+def _workers(given: int | None) -> int:
+    return len(os.sched_getaffinity(0)) if given is None else given
