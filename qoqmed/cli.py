@@ -269,6 +269,39 @@ def advantage(
 
 
 @app.command()
+def score(
+    responses: Annotated[Path, typer.Argument(metavar="RESPONSES.jsonl", help="One response a line.")],
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Its rewards, weights and domains.")] = None,
+    overrides: Overrides = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="Again for each: of the recipe's rewards, or without a recipe a plugin of qoqmed.rewards with the "
+            "weight 1. Default: all of the recipe's, or accuracy=0.6, iou=0.2 and format=0.2.",
+        ),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="ID", help="One response: what the parser saw, and why each reward.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output: an object a line.")] = False,
+) -> None:
+    """Compute the rewards of saved responses, offline, with reasons."""
+    from qoqmed.report.score_view import explained, explanation, invalid, score_row, score_table
+    from qoqmed.scoring import chosen, named, score_file
+
+    found = score_file(responses, chosen(named(reward) if reward else None, recipe, overrides or ()), explain)
+    for one in found if as_json else ():
+        print(json.dumps(_finite(score_row(one) if explain is None else explained(one)), allow_nan=False))
+    if not as_json and explain is None:
+        _show(score_table(found))
+    for one in found if explain is not None and not as_json else ():
+        _show(explanation(one))
+    for reason in invalid(found):
+        _say(f"warning: not scored: {reason}")
+
+
+@app.command()
 def plugins(
     group: Annotated[str | None, typer.Argument(metavar="GROUP", help=f"One of {', '.join(GROUPS)}.")] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One plugin: imports and describes it.")] = None,
