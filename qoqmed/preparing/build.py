@@ -148,7 +148,7 @@ def _known(spec: Spec) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
         raise DataError(
             Problem("no questions", spec.name, f"domain {spec.domain!r}", mend="add 'questions' to the spec")
         )
-    multi = bool(getattr(labelled, "multi", False)) if labelled else bool(spec.label_space)
+    multi = bool(getattr(labelled, "multi", False)) if not spec.label_space else spec.multi
     return space, multi, questions
 
 

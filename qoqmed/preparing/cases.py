@@ -120,8 +120,9 @@ class Maker:
         """The mask, as a path; boxes around each where the case has several files of masks. `*` in it finds those."""
         if not self.spec.mask:
             return {}
-        template = filled(self.spec.mask, {key: _literal(text) for key, text in row.items()}, f"{self.spec.name}.mask")
-        found = sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(template))
+        cells = {key: _literal(text) for key, text in row.items()}
+        patterns = [filled(template, cells, f"{self.spec.name}.mask") for template in self.spec.mask]
+        found = sorted({path.relative_to(self.root).as_posix() for one in patterns for path in self.root.glob(one)})
         if not found:
             self.out.note("cases without a mask")
             return {}

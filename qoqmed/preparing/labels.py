@@ -79,6 +79,7 @@ def flags(
     candidates = {label: [one] if isinstance(one, str) else list(one) for label, one in columns.items()}
 
     def read(row: Row) -> Marked:
+        """Blank cells are negative."""
         held = {
             label: cell(row, next((one for one in names if one in row), names[0]), "labels")
             for label, names in candidates.items()

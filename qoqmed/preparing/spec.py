@@ -77,6 +77,7 @@ class SplitSpec:
 class Spec:
     """rows, labels: the kind of source and of reader with their arguments (`rows.SOURCES`, `labels.READERS`).
 
+    label_space, multi, questions: of data sets that the domain does not know.
     group: rows of one case share this text; `agree` says which of their labels count (`labels.AGREE`).
     """
 
@@ -91,7 +92,7 @@ class Spec:
     licence: str = ""
     layout: str = ""
     patient: Sequence[str] = ()
-    mask: str = ""
+    mask: Sequence[str] = ()
     derive: Mapping[str, Derive] = field(default_factory=dict)
     join: Sequence[Join] = ()
     keep: Sequence[Keep] = ()
@@ -100,6 +101,7 @@ class Spec:
     split: SplitSpec = SplitSpec()
     questions: Sequence[str] = ()
     label_space: Sequence[str] = ()
+    multi: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -110,7 +112,7 @@ PARTS: Mapping[str, tuple[type, type | None]] = {  # key of a spec -> its class,
     "derive": (Derive, dict),
     "split": (SplitSpec, None),
 }
-TEXTS = ("path", "values", "but", "train", "valid", "test", "patient", "questions", "label_space")
+TEXTS = ("path", "values", "but", "train", "valid", "test", "patient", "mask", "questions", "label_space")
 
 
 def shipped() -> tuple[str, ...]:
