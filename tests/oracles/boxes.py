@@ -29,7 +29,7 @@ def distance(one: Pixels, other: Pixels, width: float, height: float) -> float:
 def rewards(
     predicted: list[Pixels], gold: list[Pixels], size: tuple[int, int] | None = None, fn: float = 0.0, fp: float = 0.0
 ) -> list[float]:
-    """Equations 7 to 12, for every matching of least cost; size: (width, height), by default the gold boxes' extents."""
+    """Equations 7 to 12, for every matching of least cost; size: (width, height), else the gold boxes' extents."""
     if not gold:
         return [0.5]
     width, height = size or (max(box[2] for box in gold), max(box[3] for box in gold))
