@@ -29,7 +29,7 @@ from qoqmed.datasets.jsonl import JsonLines
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = ("sh", "bash", "shell", "console")
-CHEAP = ("plugins", "recipe check", "recipe show", "metrics", "advantage", "doctor")
+CHEAP = ("plugins", "recipe check", "recipe show", "metrics", "advantage", "score", "doctor")
 CHEAP_CALLS = {"score", "estimate"}
 FENCE = re.compile(r"(`{3,})\s*(\S*)\s*(\S*)\s*$")
 
@@ -146,11 +146,11 @@ def test_a_command_exists_with_its_options_recipe_and_overrides(
 ) -> None:
     name, parameters = parsed(command)
     monkeypatch.chdir(workspace(command.page, tmp_path))
-    if "recipe" in parameters:
+    if parameters.get("recipe") is not None:
         assert parameters["recipe"].is_file()
         config.load(parameters["recipe"], parameters["overrides"] or (), files=False)
-    for file in ("rewards", "predictions"):
-        if name in ("advantage", "metrics") and file in parameters:
+    for file in ("rewards", "predictions", "responses"):
+        if name in ("advantage", "metrics", "score") and file in parameters:
             assert parameters[file].is_file()
 
 
@@ -167,7 +167,8 @@ def test_cheap_commands_run(
         told = capsys.readouterr()
         assert not stop.value.code and told.out, f"{command}\n{told.err}"
         if "--json" in command.words:
-            json.loads(told.out)
+            for line in told.out.splitlines() if command.words[1] == "score" else [told.out]:
+                json.loads(line)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "python"], ids=str)
