@@ -1,0 +1,43 @@
+"""`data build`, then `fit`, from the command line: seven published layouts, one recipe, the smallest policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from published_layouts import MAKERS
+from tiny_run import command, evaluations, metrics, place, read
+
+pytest.importorskip("nibabel")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny")]
+NAMES = ("ham10000", "chexpert", "aptos_2019", "busi", "lc25000", "chapman", "kits23")
+
+
+def test_what_is_built_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = tmp_path / "sources"
+    train, valid = [], []
+    for name in NAMES:
+        (sources / name).mkdir(parents=True)
+        MAKERS[name](sources / name)
+        out = tmp_path / "built" / name
+        words = ["valid=0.3", "test=0", "--json"]
+        assert command("data", "build", name, sources / name, out, *words) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["rows"]["train"] and told["folder"] == str(out)
+        for split, nodes in (("train", train), ("valid", valid)):
+            if told["rows"][split]:
+                nodes.append({"name": "jsonl", "path": str(out / f"{split}.jsonl"), "prefix": name})
+    data = {"root": str(sources), "frames": 2, "min_pixels": 784, "max_pixels": 3136, "train": train, "valid": valid}
+    stages = [
+        {"name": "sft", "objective": {"name": "sft"}, "optimizer": {"lr": 2.0e-3}, "steps": 6},
+        {"name": "rl", "objective": {"name": "policy_gradient"}, "advantage": {"name": "drpo"}, "steps": 1},
+    ]
+    stages[1]["optimizer"] = {"lr": 1.0e-3}
+    here = place(tmp_path, data=data, stages=stages, traces="ids")
+    assert command("fit", here.recipe) == 0
+    losses = [row["loss"] for row in metrics(here.run) if "lr" in row][:6]
+    assert losses[-1] < losses[0]
+    asked = {row["domain"] for path in (here.run / "traces").iterdir() for row in read(path)}
+    assert len(asked) >= 5
+    assert evaluations(here.run)[-1]["cases"] == sum(len(read(Path(node["path"]))) for node in valid)
