@@ -209,3 +209,17 @@ def test_workers_are_light(site: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert registry.find("rewards", "obedient").distribution == "slow-rewards"
+
+
+def test_tracebacks_stand_in_traces_that_may_hold_text() -> None:
+    from qoqmed.report.traces import trace_rows
+    from qoqmed.types import Group
+
+    nothing: Any = None
+    verdicts = {"mine": Verdict.invalid("failed", "Traceback: of a patient's text"), "other": Verdict(1.0)}
+    case = Case("a", "ct", "d", "t", "", (), ("x",), Target(labels=("x",)))
+    group = Group(case, nothing, (Rollout("a", 0, (), "text"),), (Reading(),), (verdicts,), (None,))
+    (ids,) = trace_rows(group, 1, "s", "ids")
+    assert "patient" not in str(ids) and ids["reasons"]["mine"] == "failed"
+    (text,) = trace_rows(group, 1, "s", "text")
+    assert text["tracebacks"] == {"mine": "Traceback: of a patient's text"}
