@@ -46,11 +46,16 @@ def source(tmp_path):
     labs = ["subject_id,hadm_id,itemid,charttime,storetime,value,valuenum,valueuom"]
     charted = ["subject_id,hadm_id,stay_id,charttime,storetime,itemid,value,valuenum,valueuom"]
     given = ["subject_id,hadm_id,starttime,drug,dose_val_rx,dose_unit_rx"]
-    films, traces = ["dicom_id,subject_id,study_id,StudyDate,StudyTime"], ["subject_id,study_id,file_name,ecg_time,path"]
+    films, traces = (
+        ["dicom_id,subject_id,study_id,StudyDate,StudyTime"],
+        ["subject_id,study_id,file_name,ecg_time,path"],
+    )
     for number, (name, (discharge, death, goes, *_)) in enumerate(STAYS.items(), start=1):
         who = f"{10000000 + number}"
         died = "" if death is None else at(death)
-        admissions.append(f"{who},{name},{at(0)},{at(discharge)},{died},EW EMER.,EMERGENCY ROOM,{goes},WHITE,{int(bool(died))}")
+        admissions.append(
+            f"{who},{name},{at(0)},{at(discharge)},{died},EW EMER.,EMERGENCY ROOM,{goes},WHITE,{int(bool(died))}"
+        )
         patients.append(f"{who},F,60,2178,")
         labs += [f"{who},{name},50912,{at(1)},{at(2)},1.0,1.0,mg/dL", f"{who},,50912,{at(10)},{at(11)},1.4,1.4,mg/dL"]
         labs += [f"{who},{name},50813,{at(30)},{at(31)},,9.9,mmol/L", f"{who},{name},50000,{at(47)},{at(60)},LATE,,"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from string import Formatter
 from typing import Any
 
 from qoqmed.errors import DataError, Problem, near
@@ -35,6 +36,17 @@ def cell(row: Mapping[str, str], column: str, where: str) -> str:
         mend = near(column, known) or "is this the folder as it was published? see the spec's layout"
         raise DataError(Problem(f"no column {column!r}", where, expected=", ".join(known)[:200], mend=mend))
     return row[column]
+
+
+def columns(templates: Iterable[str], where: str) -> list[str]:
+    """The columns that templates fill in. Raises DataError for a template that is malformed."""
+    found: dict[str, None] = {}
+    for template in templates:
+        try:  # only parsing tells
+            found |= dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None)
+        except ValueError as error:
+            raise DataError(Problem(f"the template is malformed: {error}", where, template)) from error
+    return list(found)
 
 
 def filled(template: str, row: Mapping[str, str], where: str) -> str:

@@ -78,7 +78,7 @@ def build(name: str, source: Path, out: Path, options: Mapping[str, Any] | None 
         )
     left_out = LeftOut()
     space, multi, questions = _known(spec)
-    maker = Maker(spec, source, space, multi, left_out, arguments.frames)
+    maker = Maker(spec, source, space, multi, left_out, questions, arguments.frames)
     drafts = list(islice(maker.drafts(), arguments.limit or None))
     if not drafts:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in left_out.reasons.items())

@@ -10,7 +10,7 @@ from typing import Any
 from qoqmed.errors import MediaError
 from qoqmed.media import masks
 from qoqmed.media.paths import resolve
-from qoqmed.preparing.binding import bound, cell, filled
+from qoqmed.preparing.binding import bound, cell, columns, filled
 from qoqmed.preparing.labels import READERS, Marked, merged
 from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.rows import rows
@@ -40,32 +40,45 @@ class Maker:
     space: tuple[str, ...]
     multi: bool
     out: LeftOut
+    questions: tuple[str, ...] = ()
     frames: int = 0
 
     def drafts(self) -> Iterator[Draft]:
         """Rows of one case lie together in its draft; a case that lacks labels or a medium is left out."""
         reader = bound(READERS, self.spec.labels, f"{self.spec.name}.labels", self.root, self.space)
+        wanted = self._columns()
         groups: dict[str, list[tuple[dict[str, str], Marked]]] = {}
         for row in rows(self.spec, self.root, self.out):
             key = filled(self.spec.group or self.spec.id, row, f"{self.spec.name}.id")
             marked = reader(row)
             if key in groups and not self.spec.group:
                 self.out.add(key, "its id was used before")
-            elif marked.why and not self.spec.group:
-                self.out.add(key, marked.why)
+            elif marked.unusable and not self.spec.group:
+                self.out.add(key, marked.unusable)
             else:
-                groups.setdefault(key, []).append((row, marked))
+                held = {name: cell(row, name, self.spec.name) for name in wanted}
+                groups.setdefault(key, []).append((held, marked))
         for members in groups.values():
             draft = self._draft(members)
             if draft is not None:
                 yield draft
+
+    def _columns(self) -> list[str]:
+        """Those of a row that its case needs: the others, many in some sets, are not held."""
+        spec = self.spec
+        paths = [text for medium in spec.media for text in (*medium.path, medium.view)]
+        texts = [spec.id, spec.group, *spec.patient, *spec.mask, *self.questions, *paths]
+        return columns(texts, spec.name) + [spec.split.column] * bool(spec.split.column)
 
     def _draft(self, members: Sequence[tuple[dict[str, str], Marked]]) -> Draft | None:
         row = members[0][0]
         case_id = filled(self.spec.id, row, f"{self.spec.name}.id")
         marks = [marked for _, marked in members]
         marked = merged(marks, self.space, self.spec.agree) if self.spec.group else marks[0]
-        why = marked.why
+        unknown = sum(bool(mark.why) for mark in marks)
+        if unknown and not marked.why:
+            self.out.note("rows of a case whose labels are not known, beside others", unknown)
+        why = marked.unusable
         if not why and len(marked.labels) > 1 and not self.multi:
             why = "several labels, and the data set has one a case"
         if why:

@@ -27,11 +27,16 @@ POLICIES = ("hide", "positive", "negative", "drop")
 
 @dataclass(frozen=True)
 class Marked:
-    """The labels of a row; `why`, where it is not blank, says why the row has none to use."""
+    """The labels of a row, empty where none holds; `why`, where it is not blank, says why nothing is known of them."""
 
     labels: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     why: str = ""
+
+    @property
+    def unusable(self) -> str:
+        """Why no case can be made of it; "" where one can."""
+        return self.why or ("" if self.labels else "no label is positive")
 
 
 Reader = Callable[[Row], Marked]
@@ -91,7 +96,7 @@ def flags(
         found = tuple(label for label, text in held.items() if text in counted)
         hidden = open_ones if policy == "hide" else ()
         found = _alone(found, alone) or ((none,) if none and not hidden else ())
-        return Marked(found, hidden, "" if found else "no label is positive")
+        return Marked(found, hidden)
 
     return read
 
@@ -184,8 +189,9 @@ READERS: Mapping[str, Callable[..., Reader]] = {
 
 
 def merged(marks: Sequence[Marked], space: Space, agree: str) -> Marked:
-    """The labels of the rows of one case. any: of at least one row; majority: of more than half; all; first: of those
-    of any row, the one that stands first in the space (the gravest, where the space is so ordered)."""
+    """The labels of the rows of one case, over those rows whose labels are known. any: of at least one row; majority:
+    of more than half; all; first: of those of any row, the one that stands first in the space (the gravest, where the
+    space is so ordered)."""
     used = [mark for mark in marks if not mark.why]
     if not used:
         return marks[0]

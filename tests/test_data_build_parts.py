@@ -1,0 +1,321 @@
+"""The machinery of `data build`: tables, readers of labels, splits, questions, specs, and what the user is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from published_layouts import MAKERS, picture, table
+from tiny_run import command
+
+from qoqmed.errors import DataError
+from qoqmed.preparing import labels, spec, tables
+from qoqmed.preparing.build import build
+from qoqmed.preparing.cases import Draft
+from qoqmed.preparing.labels import Marked
+from qoqmed.preparing.left_out import LeftOut
+from qoqmed.preparing.spec import SplitSpec
+from qoqmed.preparing.splits import Shares, assign
+
+SPACE = ("a", "b", "c")
+OWN = """
+name: mine
+domain: dermoscopy
+rows: {read: files, glob: "*/*.png", pattern: "(?P<class>[^/]+)/(?P<who>[^_]+)_(?P<name>[^/]+)[.]png$"}
+id: "{class}-{name}"
+patient: "{who}"
+media: [{modality: image, path: "{path}"}]
+labels: {read: value, column: class}
+label_space: [mole, other]
+about: folder names
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Twelve pictures of six people in two folders, and a spec of one's own."""
+    source = tmp_path / "source"
+    for place in range(12):
+        picture(source / ("mole", "other")[place % 2] / f"p{place // 2}_{place}.png")
+    (tmp_path / "mine.yaml").write_text(OWN)
+    return source, str(tmp_path / "mine.yaml")
+
+
+def rows(folder: Path):
+    paths = [folder / f"{split}.jsonl" for split in ("train", "valid", "test")]
+    return [json.loads(line) for path in paths if path.exists() for line in path.read_text().splitlines()]
+
+
+# ---- tables
+
+
+def test_cells_become_plain_texts(tmp_path):
+    table(tmp_path / "a.csv", '﻿id, name,x\n1.0,"a, b",\n2.50, c ,-1.0')
+    assert list(tables.read(tmp_path / "a.csv")) == [
+        {"id": "1", "name": "a, b", "x": ""},
+        {"id": "2.50", "name": "c", "x": "-1"},
+    ]
+    (tmp_path / "a.tsv").write_text("id\tname\n1\tx\n")
+    assert list(tables.read(tmp_path / "a.tsv")) == [{"id": "1", "name": "x"}]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id\n7\n"))
+    assert list(tables.read(tmp_path / "a.csv.gz")) == [{"id": "7"}]
+    (tmp_path / "a.json").write_text('[{"id": 1.0, "ok": true, "no": null, "deep": {"x": 1}}]')
+    assert list(tables.read(tmp_path / "a.json")) == [{"id": "1", "ok": "true", "no": ""}]
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n\n{"id": 2}\n')
+    assert [row["id"] for row in tables.read(tmp_path / "a.jsonl")] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"id\n1,2\n", "more cells"),
+        ("a.csv", b"id\n\xff\xfe\n", "cannot be read"),
+        ("a.csv.gz", b"no gzip", "cannot be read"),
+        ("a.json", b"{}", "no list"),
+        ("a.json", b"[1]", "no object"),
+        ("a.jsonl", b"{\n", "no valid JSON"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told) as error:
+        list(tables.read(tmp_path / name))
+    assert name in str(error.value)
+
+
+def test_parquet_is_read_by_pyarrow_or_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "a.parquet"
+    if find_spec("pyarrow") is None:
+        path.write_bytes(b"PAR1")
+        with pytest.raises(DataError, match="install pyarrow"):
+            list(tables.read(path))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"id": [1.0, None], "name": ["x", "y"]}), path)
+        assert list(tables.read(path)) == [{"id": "1", "name": "x"}, {"id": "", "name": "y"}]
+
+
+# ---- labels
+
+
+def test_bins_have_their_upper_edge(tmp_path):
+    read = labels.bins(tmp_path, SPACE, "x", [0, 4, 8], SPACE)
+    found = {text: read({"x": text}).labels for text in ("0.001", "4", "4.001", "8", "8.5", "1e3")}
+    assert found == {"0.001": ("a",), "4": ("a",), "4.001": ("b",), "8": ("b",), "8.5": ("c",), "1e3": ("c",)}
+    assert [bool(read({"x": text}).why) for text in ("0", "-1", "", "nan", "inf", "four")] == [True] * 6
+
+
+def test_codes_count_by_map_then_group_then_class(tmp_path):
+    table(tmp_path / "classes.csv", "code,kind\n9,K\n8,")
+    read = labels.codes(
+        tmp_path, SPACE, "dx", map={1: "a", "K": "b", 3: None}, groups={"c": [1, 2]}, ignore=[7], alone=["a"],
+        classes={"table": "classes.csv", "key": "code", "value": "kind"},
+    )  # fmt: skip
+    found = {text: read({"dx": text}) for text in ("1", "1,2", "9, 2", "3", "7", "", "8")}
+    assert [found[text].labels for text in ("1", "1,2", "9, 2")] == [("a",), ("c",), ("b", "c")]
+    assert all(found[text].why for text in ("3", "7", "", "8"))
+
+
+@pytest.mark.parametrize("text", ["{'a': __import__('os')}", "{", "[1]", "{'a': 'b'}", "(" * 10_000])
+def test_statements_that_are_no_dictionary_of_numbers_are_refused(tmp_path, text):
+    read = labels.codes(tmp_path, SPACE, "scp", map={"a": "a"}, form="scp")
+    with pytest.raises(DataError, match="no dictionary"):
+        read({"scp": text})
+
+
+def test_rules_compare_texts_and_numbers(tmp_path):
+    cases = [{"label": "a", "when": {"x": ">= 3", "y": [1, "yes"]}}, {"label": "b", "when": {"x": "< 3"}}]
+    read = labels.rules(tmp_path, SPACE, cases)
+    assert read({"x": "3", "y": "yes"}).labels == ("a",) and read({"x": "-1.5", "y": ""}).labels == ("b",)
+    assert read({"x": "3", "y": "no"}).why and read({"x": "", "y": "1"}).why
+
+
+def test_readers_of_one_case_agree_as_asked():
+    marks = [Marked(("a", "b")), Marked(("b",)), Marked(), Marked(why="not read")]
+    found = {agree: labels.merged(marks, SPACE, agree).labels for agree in labels.AGREE}
+    assert found == {"any": ("a", "b"), "majority": ("b",), "all": (), "first": ("a",)}
+    assert labels.merged([Marked(why="x")], SPACE, "any").unusable == "x"
+
+
+def test_a_label_outside_the_space_and_a_column_that_is_not_there_are_told(tmp_path):
+    with pytest.raises(DataError, match="outside the label space"):
+        labels.value(tmp_path, SPACE, "x", {1: "z"})
+    with pytest.raises(DataError, match=r"no column 'lable'(?s:.)*did you mean 'label'"):
+        labels.value(tmp_path, SPACE, "lable")({"label": "a"})
+
+
+# ---- splits
+
+
+def drafts(patients, splits=None):
+    splits = splits or [""] * len(patients)
+    return [
+        Draft(str(place), patient, Marked(("a",)), (), {}, split, {})
+        for place, (patient, split) in enumerate(zip(patients, splits, strict=True))
+    ]
+
+
+def test_patients_stay_whole_and_the_draw_depends_on_the_seed_alone():
+    some = drafts([f"p{place % 20}" for place in range(100)])
+    one, two, other = (assign(some, SplitSpec(), Shares(0.2, 0.1, seed), LeftOut()) for seed in (0, 0, 1))
+    owners = {split: {draft.patient for draft in part} for split, part in one.items()}
+    assert {split: len(part) for split, part in owners.items()} == {"train": 14, "valid": 4, "test": 2}
+    assert not owners["train"] & owners["valid"] and not owners["test"] & (owners["train"] | owners["valid"])
+    assert one == two and one != other
+    backwards = assign(some[::-1], SplitSpec(), Shares(0.2, 0.1), LeftOut())
+    assert {draft.patient for draft in backwards["valid"]} == owners["valid"]  # whatever the order of the rows
+
+
+def test_published_splits_keep_their_parts_and_no_patient_in_two():
+    published = SplitSpec("fold", train=("1",), test=("2",))
+    some = drafts(["p", "q", "r", "s", "q", "t"], ["1", "1", "1", "1", "2", "9"])
+    out = LeftOut()
+    splits = assign(some, published, Shares(valid=0.34), out)
+    assert [draft.id for draft in splits["test"]] == ["4"] and len(splits["valid"]) == 1
+    assert out.reasons == {"its patient is in a held-out split, too": 1, "the split '9' is not in the spec": 1}
+    drawn = assign(some, published, Shares(valid=0.34, published=False), LeftOut())
+    assert sum(map(len, drawn.values())) == 6
+
+
+# ---- questions
+
+
+def test_questions_carry_the_cue_and_labels_may_be_shuffled_by_the_case(mine, tmp_path):
+    source, own = mine
+    build(own, source, tmp_path / "plain")
+    build(own, source, tmp_path / "mixed", {"shuffle": True, "phrasings": 3})
+    plain, mixed = rows(tmp_path / "plain"), rows(tmp_path / "mixed")
+    assert len(plain) == 12 and len(mixed) == 36 and len({row["id"] for row in mixed}) == 36
+    assert {tuple(row["label_space"]) for row in plain} == {("mole", "other")}
+    assert {tuple(row["label_space"]) for row in mixed} == {("mole", "other"), ("other", "mole")}
+    asked = {}
+    for row in mixed:
+        asked.setdefault(row["id"].split("#")[0], set()).add(row["question"])
+    assert all(len(questions) == 3 for questions in asked.values())
+    assert all("dermoscopy" in row["question"] for row in plain) and len({row["question"] for row in plain}) > 1
+
+
+def test_a_marker_in_a_rows_text_does_not_move_the_media(tmp_path):
+    table(tmp_path / "source/t.csv", "id,note,label,file\n1,see <image> and {x},a,p.png")
+    picture(tmp_path / "source/p.png")
+    (tmp_path / "s.yaml").write_text(
+        "{name: s, domain: own, rows: {read: table, path: t.csv}, id: '{id}', label_space: [a, b], "
+        "labels: {read: value, column: label}, questions: ['{note}: which?'], "
+        "media: [{modality: image, path: '{file}'}]}"
+    )
+    build(str(tmp_path / "s.yaml"), tmp_path / "source", tmp_path / "out")
+    assert rows(tmp_path / "out")[0]["question"] == "see (image) and {x}: which?"
+
+
+# ---- the build
+
+
+def test_the_same_build_gives_the_same_bytes(mine, tmp_path):
+    source, own = mine
+    for name in ("one", "two"):
+        build(own, source, tmp_path / name, {"shuffle": True, "seed": 5})
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "left_out.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    told = json.loads((tmp_path / "one/build.json").read_text())
+    assert told["arguments"]["seed"] == 5 and told["rows"]["train"] == 10 - 2  # two of six patients are held out
+
+
+def test_a_limit_ends_the_build_early(mine, tmp_path):
+    built = build(mine[1], mine[0], tmp_path / "out", {"limit": 4})
+    assert sum(built.rows.values()) == 4
+
+
+def test_paths_that_leave_the_source_are_left_out(tmp_path):
+    picture(tmp_path / "secret.png")
+    table(tmp_path / "source/train.csv", "id_code,diagnosis\n../../secret,0\nin,1")
+    picture(tmp_path / "source/train_images/in.png")
+    built = build("aptos_2019", tmp_path / "source", tmp_path / "out")
+    assert built.left_out == {"no file for its image": 1}
+
+
+def test_an_id_that_is_used_twice_is_counted(tmp_path):
+    table(tmp_path / "source/train.csv", "id_code,diagnosis\nx,0\nx,1")
+    picture(tmp_path / "source/train_images/x.png")
+    assert build("aptos_2019", tmp_path / "source", tmp_path / "out").left_out == {"its id was used before": 1}
+
+
+def test_nothing_is_overwritten_and_an_empty_build_says_why(tmp_path):
+    MAKERS["aptos_2019"](tmp_path / "source")
+    build("aptos_2019", tmp_path / "source", tmp_path / "out")
+    with pytest.raises(DataError, match="files are there already"):
+        build("aptos_2019", tmp_path / "source", tmp_path / "out")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="no table of the data set is there"):
+        build("aptos_2019", tmp_path / "bare", tmp_path / "none")
+    table(tmp_path / "bare/train.csv", "id_code,diagnosis\nx,0")
+    with pytest.raises(DataError, match="no case is left") as error:
+        build("aptos_2019", tmp_path / "bare", tmp_path / "none")
+    assert "1 x no file for its image" in str(error.value) and not (tmp_path / "none").exists()
+
+
+def test_wrong_arguments_are_told_at_once(tmp_path):
+    wrong = {"valid": 0.9, "test": "much", "shufle": True, "phrasings": True, "uncertainty": "hide"}
+    with pytest.raises(DataError) as error:
+        build("chexpert", tmp_path, tmp_path / "out", wrong)
+    text = str(error.value)
+    assert len(error.value.problems) == 4 and "did you mean 'shuffle'" in text and "did you mean 'uncertain'" in text
+    with pytest.raises(DataError, match="a sum below 1"):
+        build("chexpert", tmp_path, tmp_path / "out", {"valid": 0.9, "test": 0.2})
+
+
+def test_a_spec_is_checked_whole(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("{name: s, domain: ct, row: {}, media: [{modality: image}], keep: {}, split: {colum: x}}")
+    with pytest.raises(DataError) as error:
+        spec.load(str(path))
+    told = str(error.value)
+    for part in ("unknown key 'row'", "did you mean 'rows'", "'id' is missing", "'labels' is missing", "s.yaml.media.0",
+                 "'path' is missing", "s.yaml.keep", "unknown key 'colum'"):  # fmt: skip
+        assert part in told
+    path.write_text("{name: ${options.none}}")
+    with pytest.raises(DataError, match="cannot be resolved|can be resolved"):
+        spec.load(str(path))
+    with pytest.raises(DataError, match="did you mean 'ham10000'"):
+        spec.load("ham1000")
+    with pytest.raises(DataError, match="no such spec file"):
+        spec.load(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rows": "{read: tabel, path: a}"}, "did you mean 'table'"),
+        ({"rows": "{read: table, paht: a}"}, "did you mean 'path'"),
+        ({"labels": "{read: value}"}, "value needs 'column'"),
+        ({"labels": "{read: value, column: clas}"}, "no column 'clas'"),
+        ({"id": "'{nme}'"}, "no column 'nme'"),
+        ({"id": "'{name'"}, "template is malformed"),
+        ({"agree": "most"}, "'agree'"),
+        ({"label_space": "[]"}, "no label space"),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_told_with_its_place(mine, tmp_path, change, told):
+    source, own = mine
+    ((key, value),) = change.items()
+    lines = [line for line in OWN.splitlines() if not line.startswith(f"{key}:")]
+    Path(own).write_text("\n".join([*lines, f"{key}: {value}"]))
+    with pytest.raises(DataError, match=told):
+        build(own, source, tmp_path / "out")
+
+
+def test_the_commands(mine, tmp_path, capsys):
+    source, own = mine
+    assert command("data", "build", own, source, tmp_path / "out", "valid=0.2") == 0
+    shown = capsys.readouterr().out
+    assert "mole" in shown and "patients" in shown
+    assert command("data", "specs") == 0 and "ptb_xl" in capsys.readouterr().out
+    assert command("data", "specs", "chexpert", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["options"]["uncertain"] == "hide"
+    assert command("data", "specs", "chexpert") == 0 and "valid.csv" in capsys.readouterr().out
+    assert command("data", "build", "nothing", source, tmp_path / "other") == 2
+    assert "no such spec" in capsys.readouterr().err
