@@ -12,9 +12,10 @@ label that is not written as in the space.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from qoqmed.errors import DataError, Problem
-from qoqmed.reading.names import Forms, forms_of, join, words_of
+from qoqmed.reading.names import Forms, Synonyms, forms_of, join, words_of
 from qoqmed.reading.responses import distinct
 from qoqmed.types import Case, Flaw
 
@@ -37,7 +38,9 @@ def labels_of(text: str, case: Case) -> Found:
 
 def synonyms_of(case: Case) -> Mapping[str, Sequence[str]]:
     """Of the case's attribute `reading/synonyms`. Raises DataError, naming the row, where it is none."""
-    given = case.attributes.get(SYNONYMS, {})
+    if SYNONYMS not in case.attributes:
+        return {}
+    given = case.attributes[SYNONYMS]
     names = [name for names in given.values() for name in names] if _is_lists(given) else [None]
     outside = [label for label in given if label not in case.label_space] if isinstance(given, Mapping) else []
     if outside or not all(isinstance(name, str) for name in names):
@@ -57,11 +60,18 @@ def match_labels(answer: str, label_space: Sequence[str], synonyms: Mapping[str,
     outside the space), negated_label, repeated_label; respelled_label, synonym_label, plural_label for a label named
     by other letters than its own.
     """
-    flaws: list[Flaw] = []
-    if len(answer) > MAX_ANSWER:
-        flaws.append(Flaw("answer_too_long", f"{len(answer)} characters, read {MAX_ANSWER}"))
     declared = tuple((label, tuple(names)) for label, names in (synonyms or {}).items())
-    items, repairs = _items(words_of(answer[:MAX_ANSWER]), forms_of(tuple(label_space), declared))
+    labels, flaws = _matched(answer[:MAX_ANSWER], tuple(label_space), declared)
+    if len(answer) > MAX_ANSWER:
+        flaws = (Flaw("answer_too_long", f"{len(answer)} characters, read {MAX_ANSWER}"), *flaws)
+    return labels, flaws
+
+
+@lru_cache(maxsize=1024)
+def _matched(answer: str, label_space: tuple[str, ...], synonyms: Synonyms) -> Found:
+    """The same answers come again and again: rollouts of a case, labels of boxes."""
+    flaws: list[Flaw] = []
+    items, repairs = _items(words_of(answer), forms_of(label_space, synonyms))
     if not items:
         flaws.append(Flaw("answer_empty"))
     labels: list[str] = []

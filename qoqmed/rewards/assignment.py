@@ -15,14 +15,15 @@ def assign(cost: Costs) -> list[tuple[int, int]]:
     rows, columns = cost.shape
     of_row, of_column = np.zeros(rows + 1), np.zeros(columns + 1)  # dual variables; place 0 is no row and no column
     owner = np.zeros(columns + 1, dtype=np.intp)  # row of each column, from 1; 0: free
+    padded = np.pad(cost, ((1, 0), (1, 0)), constant_values=np.inf)
     for row in range(1, rows + 1):
         owner[0] = row
-        _grow(cost, of_row, of_column, owner)
+        _grow(padded, of_row, of_column, owner)
     return sorted((int(owner[column]) - 1, column - 1) for column in range(1, columns + 1) if owner[column])
 
 
 def _grow(cost: Costs, of_row: Costs, of_column: Costs, owner: npt.NDArray[np.intp]) -> None:
-    """Gives the row at `owner[0]` a column, along the cheapest path that moves other rows on."""
+    """cost: [N + 1, M + 1]. Gives the row at `owner[0]` a column, along the cheapest path that moves other rows on."""
     least = np.full(len(owner), np.inf)
     came = np.zeros(len(owner), dtype=np.intp)
     used = np.zeros(len(owner), dtype=bool)
@@ -30,7 +31,7 @@ def _grow(cost: Costs, of_row: Costs, of_column: Costs, owner: npt.NDArray[np.in
     while owner[column]:
         used[column] = True
         row = owner[column]
-        reduced = np.append(np.inf, cost[row - 1] - of_row[row] - of_column[1:])
+        reduced = cost[row] - of_row[row] - of_column
         better = ~used & (reduced < least)
         least[better], came[better] = reduced[better], column
         following = int(np.where(used, np.inf, least).argmin())

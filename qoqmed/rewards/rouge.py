@@ -36,11 +36,12 @@ class Rouge:
         self.kind, self.part = kind, part
 
     def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
+        """One verdict a rollout; a reference is cut into words once a batch."""
+        references = {text: _words(text) for text in {case.target.text or "" for case in cases}}
         rows = zip(cases, rollouts, readings, strict=True)
-        return [self._verdict(case, rollout, reading) for case, rollout, reading in rows]
+        return [self._verdict(references[case.target.text or ""], rollout, reading) for case, rollout, reading in rows]
 
-    def _verdict(self, case: Case, rollout: Rollout, reading: Reading) -> Verdict:
-        reference = _words(case.target.text or "")
+    def _verdict(self, reference: Sequence[str], rollout: Rollout, reading: Reading) -> Verdict:
         if not reference:
             return Verdict.not_applicable("the case has no reference text")
         texts = {"answer": reading.answer.text, "reasoning": reading.reasoning}
@@ -75,5 +76,5 @@ def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
     row = full  # zeros: where the length grows
     for word in one:
         found = row & places.get(word, 0)
-        row = ((row + found) | (row - found)) & full
-    return len(other) - row.bit_count()
+        row = (row + found) | (row - found)
+    return len(other) - (row & full).bit_count()

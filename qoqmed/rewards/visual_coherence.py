@@ -17,11 +17,9 @@ not whether they are right: the whole picture in each view agrees with itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qoqmed.boxes import iou
 from qoqmed.errors import DataError, Problem
@@ -31,8 +29,10 @@ from qoqmed.types import SPATIAL, Box, Case, Reading, Rollout, Verdict
 
 TRANSFORM = "views/transform"
 MIN_AREA = 1e-9  # of a unit square after the transform
+LARGEST = 1e6  # of a matrix's numbers: larger ones move everything out of the view
 
-Matrix = npt.NDArray[np.float64]  # [2, 3]
+Row = tuple[float, float, float]
+Matrix = tuple[Row, Row]
 Transforms = Mapping[tuple[int, int], Matrix]  # by (medium from, medium to)
 
 
@@ -43,11 +43,13 @@ class VisualCoherence:
     high = 1.0
 
     def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
-        return [_verdict(case, reading.boxes) for case, reading in zip(cases, readings, strict=True)]
+        """One verdict a rollout; the transforms of a case are read once a batch."""
+        transforms = {id(case): transforms_of(case) for case in {id(case): case for case in cases}.values()}
+        rows = zip(cases, readings, strict=True)
+        return [_verdict(case, reading.boxes, transforms[id(case)]) for case, reading in rows]
 
 
-def _verdict(case: Case, boxes: Sequence[Box]) -> Verdict:
-    transforms = transforms_of(case)
+def _verdict(case: Case, boxes: Sequence[Box], transforms: Transforms) -> Verdict:
     if not transforms:
         return Verdict.not_applicable("the case has no transform between two of its views")
     by_view: dict[int, list[float]] = {}
@@ -80,9 +82,11 @@ def _same(one: str, other: str, names: Mapping[str, set[str]]) -> bool:
 
 def moved(box: Box, matrix: Matrix, medium: int) -> Box | None:
     """The box in the other view; None: outside of it."""
-    corners = np.array([(x, y, 1.0) for x in (box.x1, box.x2) for y in (box.y1, box.y2)]) @ matrix.T  # [4, 2]
-    (x1, y1), (x2, y2) = corners.min(0).clip(0, 1).tolist(), corners.max(0).clip(0, 1).tolist()
-    return replace(box, x1=x1, y1=y1, x2=x2, y2=y2, medium=medium) if x1 < x2 and y1 < y2 else None
+    (a, b, c), (d, e, f) = matrix
+    corners = [(x, y) for x in (box.x1, box.x2) for y in (box.y1, box.y2)]
+    x1, *_, x2 = sorted(min(max(a * x + b * y + c, 0.0), 1.0) for x, y in corners)
+    y1, *_, y2 = sorted(min(max(d * x + e * y + f, 0.0), 1.0) for x, y in corners)
+    return Box(x1, y1, x2, y2, box.label, medium) if x1 < x2 and y1 < y2 else None
 
 
 def transforms_of(case: Case) -> Transforms:
@@ -111,19 +115,20 @@ def _read(case: Case, item: Any) -> tuple[str, str, Matrix]:
         raise _malformed(case, item)
     if not all(isinstance(row, (list, tuple)) and len(row) == 3 and all(map(_is_number, row)) for row in rows):
         raise _malformed(case, item)
-    matrix = np.array(rows, dtype=np.float64)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < MIN_AREA:
-        raise _malformed(case, item, "the matrix is not finite, or has no inverse")
-    return item["from"], item["to"], matrix
+    (a, b, c), (d, e, f) = ([float(value) for value in row] for row in rows)
+    if abs(a * e - b * d) < MIN_AREA:
+        raise _malformed(case, item, "the matrix has no inverse")
+    return item["from"], item["to"], ((a, b, c), (d, e, f))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _inverse(matrix: Matrix) -> Matrix:
-    back = np.linalg.inv(matrix[:, :2])
-    return np.hstack([back, -back @ matrix[:, 2:]])
+    (a, b, c), (d, e, f) = matrix
+    area = a * e - b * d
+    return (e / area, -b / area, (b * f - c * e) / area), (-d / area, a / area, (c * d - a * f) / area)
 
 
 def _malformed(case: Case, got: Any, why: str = "") -> DataError:
