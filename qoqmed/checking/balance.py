@@ -33,11 +33,11 @@ def _judge(dataset: str, counts: dict[str, dict[str, int]], splits: Sequence[str
     if never and len(never) == len(counts):
         return  # no case of the set has a label
     if never:
-        findings.add("balance", WARNING, Problem(f"{len(never)} labels never occur", dataset, ", ".join(never)))
+        findings.add("balance", WARNING, Problem(f"labels that never occur: {len(never)}", dataset, ", ".join(never)))
     first, *others = splits
     unseen = [label for label, by in counts.items() if not by[first] and any(by[split] for split in others)]
     if unseen and any(by[first] for by in counts.values()):
-        what = f"{len(unseen)} labels occur in another split and not in {first}"
+        what = f"labels of another split that {first} does not have: {len(unseen)}"
         findings.add("balance", WARNING, Problem(what, dataset, ", ".join(unseen)))
     used = [label for label, by in counts.items() if sum(by.values())]
     if len(used) == 1 and len(counts) > 1:

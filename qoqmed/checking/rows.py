@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from qoqmed.datasets import fields
 from qoqmed.datasets.index import Filter, matches, parse
 from qoqmed.datasets.rows import RowReader
 from qoqmed.errors import DataError, Problem
-from qoqmed.media.refusals import of_row
 from qoqmed.types import SPATIAL, Case
 
 
@@ -46,8 +44,12 @@ def read(
             if not raw.strip():
                 continue
             place = f"{path}:{line}"
-            row = _attempt("json", place, lambda raw=raw: parse(raw), findings)  # type: ignore[misc]
-            if row is None or not all(matches(row, *item) for item in where.items()):
+            try:
+                row = parse(raw)
+            except DataError as error:
+                findings.add("json", ERROR, *(_at(problem, place) for problem in error.problems))
+                continue
+            if not all(matches(row, *item) for item in where.items()):
                 continue
             if any(matches(row, *item) for item in unless.items()):
                 continue
@@ -64,17 +66,7 @@ def read(
             for kind, problem in problems:
                 findings.add(kind, ERROR, _at(problem, named))
             if case is not None:
-                yield Row(split(row), named, case, _sized(reader, row, line), _digest(case))
-
-
-def _attempt(kind: str, place: str, make: Callable[[], Any], findings: Findings) -> Any:
-    """None where it fails, which is noted."""
-    try:
-        with of_row(place):
-            return make()
-    except DataError as error:
-        findings.add(kind, ERROR, *error.problems)
-        return None
+                yield Row(split(row), named, case, _sized(reader, row, line, case), _digest(case))
 
 
 def faults(reader: RowReader, row: Mapping[str, Any], line: int) -> Iterator[tuple[str, Problem]]:
@@ -117,7 +109,9 @@ def _boxes(reader: RowReader, given: Mapping[str, Any]) -> object:
     return reader.boxes(given, media, spatial)
 
 
-def _sized(reader: RowReader, row: Mapping[str, Any], line: int) -> tuple[float, float] | None:
+def _sized(reader: RowReader, row: Mapping[str, Any], line: int, case: Case) -> tuple[float, float] | None:
+    if case.target.boxes is None:
+        return None
     given = reader.named(row, line)
     if not ("boxes_px" in given or "boxes_xywh" in given) or not ("width" in given and "height" in given):
         return None
@@ -125,12 +119,10 @@ def _sized(reader: RowReader, row: Mapping[str, Any], line: int) -> tuple[float,
 
 
 def _digest(case: Case) -> bytes:
-    media = [[medium.modality, medium.path, dict(medium.options)] for medium in case.media]
-    asked = [case.domain, case.dataset, case.task, case.text, case.label_space, media]
     target = case.target
-    told = [target.labels, target.text, target.value, target.event, [repr(box) for box in target.boxes or ()]]
-    text = json.dumps([asked, told], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    asked = case.domain, case.dataset, case.task, case.text, case.label_space, case.media
+    told = target.labels, target.text, target.boxes, target.mask, target.value, target.time_days, target.event
+    return hashlib.blake2b(repr((asked, told)).encode("utf-8", "backslashreplace"), digest_size=8).digest()
 
 
 def _at(problem: Problem, where: str) -> Problem:

@@ -32,7 +32,7 @@ def text(given: Given, name: str, required: bool = False) -> str:
         raise wrong(f"{name!r} is no text", repr(value), expected="text in quotes")
     if required and not value.strip():
         raise wrong(f"{name!r} is missing or blank")
-    if LONE_SURROGATE.search(value):
+    if not value.isascii() and LONE_SURROGATE.search(value):
         raise wrong(f"{name!r} has half a character in it", repr(value))
     return value
 
@@ -44,6 +44,8 @@ def texts(given: Given, name: str) -> tuple[str, ...] | None:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise wrong(f"{name!r} is no list of texts", repr(value))
+    if all(type(item) is str and item.isascii() and item.strip() for item in items):
+        return tuple(items)
     return tuple(text({name: item}, name, required=True) for item in items)
 
 

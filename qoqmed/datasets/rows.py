@@ -78,15 +78,18 @@ class RowReader:
         if self.format != OURS:
             given = self._other(row, line)
         else:
-            if self.mapping is None:
-                for name in row:
-                    if name not in KNOWN:
-                        raise wrong(
-                            f"unknown field {name!r}", mend=near(name, FIELDS) or "remove it, or give a mapping"
-                        )
-            names = {name: (self.mapping or {}).get(name, name) for name in FIELDS}
-            given = {name: row[theirs] for name, theirs in names.items() if theirs and row.get(theirs) is not None}
+            given = self._ours(row)
         return {**self.defaults, **given} if self.defaults else given
+
+    def _ours(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self.mapping is not None:
+            names = {name: self.mapping.get(name, name) for name in FIELDS}
+            return {name: row[theirs] for name, theirs in names.items() if theirs and row.get(theirs) is not None}
+        for name in row:
+            if name not in KNOWN:
+                mend = near(name, FIELDS) or "remove it, or give a mapping"
+                raise wrong(f"unknown field {name!r}", mend=mend)
+        return {name: value for name, value in row.items() if value is not None}
 
     def _other(self, row: Mapping[str, Any], line: int) -> dict[str, Any]:
         renamed = {name: row.get(theirs) if theirs else None for name, theirs in (self.mapping or {}).items()}
