@@ -116,7 +116,9 @@ NUMBER = replace(CASE, target=Target(value=2.5))
         (LABELLED, Answer(), 0.0),
         (NUMBER, Answer(value=2.5), 1.0),
         (NUMBER, Answer(value=2.6), 0.0),
-        (NUMBER, Answer(text="2.5"), 0.0),
+        (NUMBER, Answer(text=" 2.50 "), 1.0),
+        (NUMBER, Answer(text="2.5 cm"), 0.0),
+        (NUMBER, Answer(text="9" * 400), 0.0),
         (replace(CASE, target=Target(text="-5")), Answer(text="5"), 0.0),
     ],
 )

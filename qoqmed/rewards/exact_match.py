@@ -1,7 +1,7 @@
 """1 where the answer is exactly what is right, else 0: the set of labels, or the number, or the text.
 
-The first of these that the case knows and the task reads: labels of a closed space; a value, equal to `tolerance`; a
-text, equal but for case, white space, and marks around it (a LaTeX \\text{} too). `target.text` of a case with labels
+The first of these that the case knows: labels of a closed space; a value, equal to `tolerance`, which the task has read
+or which is the whole answer; a text, equal but for case, white space, and marks around it (a LaTeX \\text{} too). `target.text` of a case with labels
 is its reasoning, and is not asked for.
 """
 
@@ -15,6 +15,7 @@ from qoqmed.registry.arguments import check, within
 from qoqmed.types import Case, Reading, Rollout, Verdict
 
 TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
+NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 AROUND = " .,;:!?\"'`*$"
 LONGEST = 10_000  # characters of an answer that are compared
 
@@ -37,8 +38,8 @@ class ExactMatch:
         if case.label_space and target.labels is not None:
             return _equal(answer.labels is not None and set(answer.labels) == set(target.labels), "labels")
         if target.value is not None:
-            near = answer.value is not None and abs(answer.value - target.value) <= self.tolerance
-            return _equal(near, "value")
+            value = _number(answer.text) if answer.value is None else answer.value
+            return _equal(value is not None and abs(value - target.value) <= self.tolerance, "value")
         if target.text is not None:
             return _equal(answer.text is not None and plain(answer.text) == plain(target.text), "text")
         return Verdict.not_applicable("the case has neither labels, nor a value, nor a text")
@@ -46,6 +47,12 @@ class ExactMatch:
 
 def _equal(same: bool, what: str) -> Verdict:
     return Verdict(float(same), reason=f"the {what} {'agree' if same else 'differ, or none was given'}")
+
+
+def _number(text: str | None) -> float | None:
+    """Of an answer that is a number and nothing else."""
+    match = NUMBER.fullmatch(plain(text or ""))
+    return float(match.group()) if match else None
 
 
 def plain(text: str) -> str:
