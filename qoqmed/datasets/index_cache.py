@@ -11,6 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qoqmed.datasets.index import Index
 
 VERSION = 1
 KEPT_FROM = 2**25  # bytes; smaller files are read anew within two seconds
+BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)  # what a cut off or damaged entry raises
 EDGE = 2**16  # bytes at either end of a file that enter its key
 
 
@@ -59,13 +61,19 @@ def _stamp(path: Path) -> str:
 
 def _read(entry: Path) -> Index | None:
     try:
-        with np.load(entry, allow_pickle=False) as held:
+        with entry.open("rb") as file, np.load(file, allow_pickle=False) as held:
             told = json.loads(str(held["told"]))
             origins = {(domain, dataset, licence): count for domain, dataset, licence, count in told["origins"]}
             spaces = {name: tuple(labels) for name, labels in told["spaces"].items()}
             arrays = held["offsets"], held["lines"], held["codes"]
             return Index(*arrays, tuple(told["domains"]), told["fingerprint"], origins, spaces)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # cut off or damaged: the file itself is still there
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+    ):  # cut off or damaged: the file itself is still there
         return None
 
 
@@ -88,4 +96,5 @@ def _keep(entry: Path, owner: str, index: Index) -> None:
             if older != entry:
                 older.unlink(missing_ok=True)
     except OSError:  # a read-only home, a full disk: the next run makes the index again
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()

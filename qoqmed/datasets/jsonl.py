@@ -8,7 +8,7 @@ those of other tools: `formats`. Indices of large files are kept (`index_cache`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class JsonLines:
                 lambda: scan(self.path, reader, where, unless, gather),
             )
         self._reader = replace(reader, spaces=made.spaces)
-        self.domains = [made.domains[code] for code in made.codes.tolist()]
+        self.domains: Sequence[str] = [made.domains[code] for code in made.codes.tolist()]
         self.fingerprint = made.fingerprint
         self.origins: Mapping[tuple[str, str, str], int] = made.origins
         self._offsets, self._lines = made.offsets, made.lines

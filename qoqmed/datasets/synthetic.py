@@ -56,7 +56,7 @@ class Synthetic:
         check(*(within(f"faint.{name}", share, low=0, high=1) for name, share in (faint or {}).items()))
         self._seed, self._task, self._differential = seed, task, differential
         self._faint, self._reports = dict(faint or {}), reports
-        self.domains = _domains(size, seed, names, balanced)
+        self.domains: Sequence[str] = _domains(size, seed, names, balanced)
         self.fingerprint = f"synthetic {seed} {'balanced' if balanced else 'skewed'} {differential:g} {' '.join(names)}"
         self.fingerprint += "".join(f" {name} {share:g} faint" for name, share in sorted(self._faint.items()))
         self.fingerprint += "" if reports else " no reports"

@@ -1,9 +1,10 @@
 """DICOM slices through pydicom: one file, or a folder that holds one series. Only the needed slices are decoded.
 
-Rules: which frames there are and in which order is `dicom_series`' to say, what becomes of a pixel `dicom_pixels`'.
-MONOCHROME1 is marked inverted. By default the slices as they were acquired, pixels as stored. By `axis` a view of the
-body: the acquired plane turned the radiological way, or a cut across the slices where these are grey, straight above
-one another and evenly spaced. So a tilted gantry does not matter to acquired slices, and refuses a cut.
+Rules: which frames there are and in which order is `dicom_series`' to say, what becomes of a pixel `dicom_pixels`'. Of
+headers only the fields of `dicom_header` are read. MONOCHROME1 is marked inverted. By default the slices as they were
+acquired, pixels as stored. By `axis` a view of the body: the acquired plane turned the radiological way, or a cut
+across the slices where these are grey, straight above one another and evenly spaced. So a tilted gantry does not matter
+to acquired slices, and refuses a cut.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qoqmed.media import dicom_pixels, dicom_series, planes
+from qoqmed.media import dicom_header, dicom_pixels, dicom_series, planes
 from qoqmed.media.dicom_series import Frame
 from qoqmed.media.options import Options
 from qoqmed.media.planes import Choose
@@ -112,7 +113,10 @@ def _read(path: Path, stop_before_pixels: bool = False) -> Any:
     meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
         _require_small(path)
-    return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+    data = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels, specific_tags=list(dicom_header.FIELDS))
+    if stop_before_pixels:  # of the two readings, the one of headers alone
+        dicom_header.warn_of_what_shows(data, path)
+    return data
 
 
 def _bare(path: Path, stop_before_pixels: bool) -> Any:
@@ -122,7 +126,11 @@ def _bare(path: Path, stop_before_pixels: bool) -> Any:
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\x08\0", b"\0\x08"):
-        data = pydicom.dcmread(path, force=True, stop_before_pixels=stop_before_pixels)
+        data = pydicom.dcmread(
+            path, force=True, stop_before_pixels=stop_before_pixels, specific_tags=list(dicom_header.FIELDS)
+        )
+        if stop_before_pixels:
+            dicom_header.warn_of_what_shows(data, path)
         if all(name in data for name in BARE_NEEDS):
             implicit, little = data.original_encoding
             uid = pydicom.uid

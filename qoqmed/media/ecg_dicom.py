@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qoqmed.media import dicom_header
 from qoqmed.media.ecg_leads import key
 from qoqmed.media.ecg_request import Request
 from qoqmed.media.refusals import need, refused
@@ -30,7 +31,7 @@ def read(request: Request) -> tuple[npt.NDArray[Any], float]:
     syntax = need("pydicom.filereader", "imaging").read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax not in PLAIN:
         raise refused(f"the DICOM file is encoded as {syntax}", path, "plain little endian")
-    data = pydicom.dcmread(path)
+    data = pydicom.dcmread(path, specific_tags=list(dicom_header.WAVEFORM_FIELDS))
     groups = list(data.get("WaveformSequence") or ())
     originals = [i for i, group in enumerate(groups) if group.get("WaveformOriginality") != "DERIVED"]
     if not originals:
