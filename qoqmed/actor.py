@@ -75,6 +75,20 @@ class Admitted:
 Outcome = tuple[Case, Prompt] | DataError  # of one drawn case
 
 
+def complete(case: Case, root: Path, media: MediaCache) -> Case:
+    """The mask decoded, and boxes taken from it where the row has none."""
+    target = case.target
+    if target.mask is None:
+        return case
+    with of_row(case.id):
+        shown = dict(enumerate(case.media)).get(target.mask.medium)
+        array = media.mask(target.mask, root, shown)
+    boxes = target.boxes
+    if boxes is None and array.any():
+        boxes = masks.boxes_of_mask(array, ", ".join(target.labels or ()), target.mask.medium)
+    return replace(case, target=replace(target, mask=Mask(None, array, target.mask.medium), boxes=boxes))
+
+
 def _fitted(case: Case, prompt: Prompt) -> Case:
     """The mask at the size of its picture. Raises MediaError where their shapes differ."""
     mask = case.target.mask
@@ -128,7 +142,7 @@ class Actor:
         """Changes nothing here: loader threads call it."""
         dataset, index = item
         try:
-            case = self._complete(leave_out(dataset[index], self.modalities))
+            case = complete(leave_out(dataset[index], self.modalities), self.root, self.media)
             prompt = self.prompter(case)
             case = _fitted(case, prompt)
             if needs.gold:
@@ -138,19 +152,6 @@ class Actor:
             return case, prompt
         except DataError as error:  # kept as a value: what to do with it is `on_error`'s to say
             return error
-
-    def _complete(self, case: Case) -> Case:
-        """The mask decoded, and boxes taken from it where the row has none."""
-        target = case.target
-        if target.mask is None:
-            return case
-        with of_row(case.id):
-            shown = dict(enumerate(case.media)).get(target.mask.medium)
-            array = self.media.mask(target.mask, self.root, shown)
-        boxes = target.boxes
-        if boxes is None and array.any():
-            boxes = masks.boxes_of_mask(array, ", ".join(target.labels or ()), target.mask.medium)
-        return replace(case, target=replace(target, mask=Mask(None, array, target.mask.medium), boxes=boxes))
 
     def gold(self, case: Case, prompt: Prompt) -> Rollout:
         """The target as a response. Raises DataError, naming the row, where the case lacks what its task needs."""

@@ -38,6 +38,8 @@ recipe_app = typer.Typer(no_args_is_help=True, help="Check a recipe, or show it 
 app.add_typer(recipe_app, name="recipe")
 convert_app = typer.Typer(no_args_is_help=True, help="Turn weights that others published into safetensors.")
 app.add_typer(convert_app, name="convert")
+reward_app = typer.Typer(no_args_is_help=True, help="Try the rewards of a recipe.")
+app.add_typer(reward_app, name="reward")
 app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
@@ -299,6 +301,30 @@ def score(
         _show(explanation(one))
     for reason in invalid(found):
         _say(f"warning: not scored: {reason}")
+
+
+@reward_app.command("check")
+def check_reward(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    cases: Annotated[int, typer.Option(metavar="N", min=1, help="Training cases to respond to.")] = 8,
+    threshold: Annotated[float, typer.Option(metavar="X", help="Mean score that is too good.")] = 0.7,
+    timeout_s: Annotated[
+        float, typer.Option(metavar="S", help="Of one response, for rewards that have no time limit.")
+    ] = 10.0,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Made-up cases, not those of the recipe.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what adversarial responses earn. Exits with 1 where one scores high, or breaks a reward."""
+    from qoqmed.report.reward_check_view import reward_check_json, reward_check_view
+    from qoqmed.reward_checking import check_rewards
+
+    made = check_rewards(
+        recipe, overrides or (), count=cases, threshold=threshold, timeout_s=timeout_s, synthetic=synthetic
+    )
+    _show(reward_check_json(made) if as_json else reward_check_view(made))
+    if not made.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

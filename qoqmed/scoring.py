@@ -23,6 +23,7 @@ from qoqmed.rewards.pool import Pooled
 from qoqmed.types import Case, Mask, Medium, Reading, Rollout, Target, Verdict
 
 PAPER = {"accuracy": 0.6, "iou": 0.2, "format": 0.2}  # QoQ-Med's weights
+UNITS = {"width": "pixels", "height": "pixels", "tokens": "tokens"}
 NEEDED = ("id", "response", "target", "label_space", "width", "height")
 
 
@@ -134,24 +135,25 @@ def _response(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, R
         task = fields.text(given, "task") or "diagnosis"
         space = fields.texts(given, "label_space") or ()
         labels = fields.labels({"labels": list(fields.texts(given, "target") or ())}, space)
-        width, height = _side(given, "width"), _side(given, "height")
+        width, height = _whole(given, "width"), _whole(given, "height")
         boxes, mask = None, None
         if "boxes" in given:
             boxes = fields.boxes({"width": width, "height": height, "boxes_px": given["boxes"]}, 0)
         if "mask" in given:
             inside = masks.load(Mask(fields.text(given, "mask")), folder)
             mask = Mask(array=masks.fit(inside, width, height, given["mask"]))
+        tokens = _whole(given, "tokens") if "tokens" in given else 0
         attributes = given.get("attributes", {})
         if not isinstance(attributes, dict):
             raise fields.wrong("'attributes' is no object", repr(attributes))
     media = (Medium("image", path=case_id),)  # never opened: it says that boxes have a picture to lie on
     target = Target(labels=labels, text=reference or None, boxes=boxes, mask=mask)
     case = Case(case_id, domain, "", task, "", media, space, target, attributes=attributes)
-    return case, Rollout(case_id, 0, (), response), (width, height)
+    return case, Rollout(case_id, 0, (0,) * tokens, response), (width, height)
 
 
-def _side(given: Mapping[str, Any], name: str) -> int:
+def _whole(given: Mapping[str, Any], name: str) -> int:
     value = given[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise fields.wrong(f"{name!r} is no number of pixels", repr(value), "a whole number from 1")
+        raise fields.wrong(f"{name!r} is no number of {UNITS[name]}", repr(value), "a whole number from 1")
     return value
