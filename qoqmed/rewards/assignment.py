@@ -13,6 +13,8 @@ def assign(cost: Costs) -> list[tuple[int, int]]:
     if cost.shape[0] > cost.shape[1]:
         return sorted((row, column) for column, row in assign(cost.T))
     rows, columns = cost.shape
+    if rows == 1:
+        return [(0, int(cost.argmin()))]
     of_row, of_column = np.zeros(rows + 1), np.zeros(columns + 1)  # dual variables; place 0 is no row and no column
     owner = np.zeros(columns + 1, dtype=np.intp)  # row of each column, from 1; 0: free
     padded = np.pad(cost, ((1, 0), (1, 0)), constant_values=np.inf)

@@ -1,8 +1,8 @@
 """1 where the answer is exactly what is right, else 0: the set of labels, or the number, or the text.
 
 The first of these that the case knows: labels of a closed space; a value, equal to `tolerance`, which the task has read
-or which is the whole answer; a text, equal but for case, white space, and marks around it (a LaTeX \\text{} too). `target.text` of a case with labels
-is its reasoning, and is not asked for.
+or which is the whole answer; a text, equal but for case, white space, and marks around it (a LaTeX \\text{} too).
+`target.text` of a case with labels is its reasoning, and is not asked for.
 """
 
 from __future__ import annotations
