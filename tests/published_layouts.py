@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ecg_files import twelve, write_record
 from PIL import Image
-from tiny_media import write_dicom, write_nifti
+from tiny_media import write_dicom, write_nifti, write_video
 
 CD, HYP, MI, OTHER = "Conduction Delay (CD)", "Hypertrophy (HYP)", "Myocardial Infarction (MI)", "Other"
 STTC = "Sinus Tachycardia/Bradycardia/Conduction (STTC)"
@@ -425,10 +425,90 @@ def inspect(folder):
     return Expected({str(key): [label] for key, label in enumerate(found, start=1)}, left, patients=4)
 
 
+def covid_blues(folder):
+    table(folder / "clinical_variables.csv", "patient_id,pat_age,cov_test\n1,50,1\n2,60,0")
+    (folder / "lus_videos").mkdir()
+    for name in ("patient_1_L1", "patient_1_R2", "patient_2_L1", "patient_3_L1"):
+        write_video(folder / f"lus_videos/{name}.mp4", count=6)
+    labels = {"patient_1_L1": ["Has COVID"], "patient_1_R2": ["Has COVID"], "patient_2_L1": ["No COVID"]}
+    return Expected(labels, {"no row of clinical_variables.csv belongs to it": 1}, patients=2)
+
+
+def coronahack(folder):
+    table(
+        folder / "Chest_xray_Corona_Metadata.csv",
+        """,X_ray_image_name,Label,Dataset_type,Label_2_Virus_category,Label_1_Virus_category
+        0,IM-0128-0001.jpeg,Normal,TRAIN,,
+        1,person1_bacteria_1.jpeg,Pnemonia,TRAIN,,bacteria
+        2,person1_bacteria_2.jpeg,Pnemonia,TRAIN,,bacteria
+        3,covid.jpg,Pnemonia,TRAIN,COVID-19,Virus
+        4,smoke.jpg,Pnemonia,TRAIN,,Stress-Smoking
+        5,person1_virus_6.jpeg,Pnemonia,TEST,,Virus""",
+    )
+    root = folder / "Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset"
+    for name in ("IM-0128-0001.jpeg", "person1_bacteria_1.jpeg", "person1_bacteria_2.jpeg", "covid.jpg", "smoke.jpg"):
+        picture(root / "train" / name, kind="L")
+    picture(root / "test/person1_virus_6.jpeg", kind="L")
+    labels = {"IM-0128-0001.jpeg": ["Normal"], "covid.jpg": ["Viral Pneumonia"]}
+    labels |= {f"person1_bacteria_{key}.jpeg": ["Bacterial Pneumonia"] for key in (1, 2)}
+    labels["person1_virus_6.jpeg"] = ["Viral Pneumonia"]
+    left = {"no rule of the spec gives it a label": 1}
+    return Expected(labels, left, {"person1_virus_6.jpeg": "test"}, 4)
+
+
+def hemorrhage(folder):
+    table(
+        folder / "hemorrhage_diagnosis.csv",
+        """PatientNumber,SliceNumber,Intraventricular,Subdural,No_Hemorrhage,Fracture_Yes_No
+        49,1,0,0,1,0
+        49,2,1,0,0,0
+        50,1,0,1,0,0
+        51,1,0,0,1,0""",
+    )
+    for name in ("049/brain/1", "049/brain/2", "050/brain/1"):
+        picture(folder / f"Patients_CT/{name}.jpg", kind="L")
+    labels = {"049-1": ["No Hemorrhage"], "049-2": ["Has Hemorrhage"], "050-1": ["Has Hemorrhage"]}
+    return Expected(labels, {"no file for its image": 1}, patients=2)
+
+
+def vindr_mammo(folder):
+    table(
+        folder / "breast-level_annotations.csv",
+        """study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density,split
+        s1,e,i1,L,CC,32,32,BI-RADS 2,DENSITY C,training
+        s1,e,i2,R,MLO,32,32,BI-RADS 5,DENSITY C,training
+        s2,e,i3,L,CC,32,32,BI-RADS 1,DENSITY C,test
+        s3,e,i4,L,CC,32,32,BI-RADS 0,DENSITY C,training
+        s4,e,i5,L,CC,32,32,BI-RADS 1,DENSITY C,training""",
+    )
+    for name in ("s1/i1", "s1/i2", "s2/i3", "s3/i4", "s4/i5"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_dicom(folder / f"images/{name}.dicom", np.arange(1024).reshape(32, 32))
+    labels = {"i1": ["BI-RAD 2"], "i2": ["BI-RAD 5"], "i3": ["BI-RAD 1"], "i5": ["BI-RAD 1"]}
+    return Expected(labels, {"the label 'BI-RADS 0' is not in the spec's map": 1}, {"i3": "test"}, 3)
+
+
+def rspect(folder):
+    lines = ["StudyInstanceUID,SeriesInstanceUID,SOPInstanceUID,pe_present_on_image,negative_exam_for_pe,chronic_pe,"
+             "acute_and_chronic_pe,indeterminate"]  # fmt: skip
+    exams = {"a": "1,0,0,0", "b": "0,0,0,0", "c": "0,1,0,0", "d": "0,0,1,0", "e": "0,0,0,1"}
+    for study, told in exams.items():
+        (folder / f"train/{study}/s").mkdir(parents=True)
+        for place in range(3):
+            lines.append(f"{study},s,{place},0,{told}")
+            pixels = np.arange(1024).reshape(32, 32) - 500
+            write_dicom(folder / f"train/{study}/s/{place}.dcm", pixels, place, Modality="CT", RescaleType="HU",
+                        RescaleSlope=1, RescaleIntercept=0)  # fmt: skip
+    table(folder / "train.csv", "\n".join(lines))
+    labels = {"a": ["No PE"], "b": ["Acute PE"], "c": ["Chronic PE"]}
+    return Expected(labels, {"no rule of the spec gives it a label": 2}, patients=3)
+
+
 MAKERS = {
     maker.__name__: maker
     for maker in (
-        aptos_2019, brain_tumor, brain_tumor_2, busi, chapman, chexpert, covid_19, cpsc, georgia, ham10000, inspect,
-        isic_2020, kits23, lc25000, lndb, messidor_2, mimic_cxr, pad_ufes_20, ptb_xl, vindr_cxr,
+        aptos_2019, brain_tumor, brain_tumor_2, busi, chapman, chexpert, coronahack, covid_19, covid_blues,
+        cpsc, georgia, ham10000, hemorrhage, inspect, isic_2020, kits23, lc25000, lndb, messidor_2,
+        mimic_cxr, pad_ufes_20, ptb_xl, rspect, vindr_cxr, vindr_mammo,
     )
 }  # fmt: skip

@@ -76,7 +76,17 @@ def covid_19(root, folder):
     rows_table(folder / "metadata.csv", table)
 
 
-LAYOUTS = {maker.__name__: maker for maker in (ham10000, busi, lc25000, covid_19)}
+def covid_blues(root, folder):
+    tests = {}
+    for row in manifest(root, "covid_blues"):
+        copied(root, row["files"]["video"], folder / row["source_path"])
+        tests[row["patient"].removeprefix("covidblues-")] = row["covid_pcr"]
+    rows_table(
+        folder / "clinical_variables.csv", [{"patient_id": key, "cov_test": value} for key, value in tests.items()]
+    )
+
+
+LAYOUTS = {maker.__name__: maker for maker in (ham10000, busi, lc25000, covid_19, covid_blues)}
 
 
 def cases_of(built):
@@ -95,7 +105,7 @@ def test_pictures_and_masks_of_a_published_layout(name, real_root, tmp_path):
     assert len(cases) + sum(built.left_out.values()) == given and cases
     assert name == "covid_19" or not built.left_out
     for case in cases:
-        (shown,) = frames.load(case.media[0], tmp_path / "source", 4)
+        shown, *_ = frames.load(case.media[0], tmp_path / "source", 4)
         if case.target.mask is not None:
             inside = masks.load(case.target.mask, tmp_path / "source", case.media[0])
             assert inside.shape == shown.shape[:2]
