@@ -71,15 +71,15 @@ def read(
 
 def faults(reader: RowReader, row: Mapping[str, Any], line: int) -> Iterator[tuple[str, Problem]]:
     """Kind and problem of each part of a bad row that fails by itself, without `where`; at least one."""
-    found = 0
+    told: set[str] = set()  # a part that needs another fails as that does
     given: dict[str, Any] = {}
     for kind, part in _parts(reader, row, line, given):
         try:
             part()
         except DataError as error:
-            found += 1
-            yield from ((kind, problem) for problem in error.problems)
-    if not found:
+            yield from ((kind, problem) for problem in error.problems if problem.what not in told)
+            told |= {problem.what for problem in error.problems}
+    if not told:
         try:
             reader.case(row, line)
         except DataError as error:
