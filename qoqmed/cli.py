@@ -23,6 +23,7 @@ from rich.console import Console, RenderableType
 import qoqmed
 from qoqmed import config, registry
 from qoqmed.cli_data import data_app
+from qoqmed.cli_rewards import reward_app, score
 from qoqmed.contracts import GROUPS
 from qoqmed.errors import UserError
 
@@ -38,7 +39,6 @@ recipe_app = typer.Typer(no_args_is_help=True, help="Check a recipe, or show it 
 app.add_typer(recipe_app, name="recipe")
 convert_app = typer.Typer(no_args_is_help=True, help="Turn weights that others published into safetensors.")
 app.add_typer(convert_app, name="convert")
-reward_app = typer.Typer(no_args_is_help=True, help="Try the rewards of a recipe.")
 app.add_typer(reward_app, name="reward")
 app.add_typer(data_app, name="data")
 
@@ -270,61 +270,7 @@ def advantage(
     _show(result if as_json else advantage_view(result))
 
 
-@app.command()
-def score(
-    responses: Annotated[Path, typer.Argument(metavar="RESPONSES.jsonl", help="One response a line.")],
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Its rewards, weights and domains.")] = None,
-    overrides: Overrides = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=WEIGHT]",
-            help="Again for each: of the recipe's rewards, or without a recipe a plugin of qoqmed.rewards with the "
-            "weight 1. Default: all of the recipe's, or accuracy=0.6, iou=0.2 and format=0.2.",
-        ),
-    ] = None,
-    explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="One response: what the parser saw, and why each reward.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output: an object a line.")] = False,
-) -> None:
-    """Compute the rewards of saved responses, offline, with reasons."""
-    from qoqmed.report.score_view import explained, explanation, invalid, score_row, score_table
-    from qoqmed.scoring import chosen, named, score_file
-
-    found = score_file(responses, chosen(named(reward) if reward else None, recipe, overrides or ()), explain)
-    for one in found if as_json else ():
-        print(json.dumps(_finite(score_row(one) if explain is None else explained(one)), allow_nan=False))
-    if not as_json and explain is None:
-        _show(score_table(found))
-    for one in found if explain is not None and not as_json else ():
-        _show(explanation(one))
-    for reason in invalid(found):
-        _say(f"warning: not scored: {reason}")
-
-
-@reward_app.command("check")
-def check_reward(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    cases: Annotated[int, typer.Option(metavar="N", min=1, help="Training cases to respond to.")] = 8,
-    threshold: Annotated[float, typer.Option(metavar="X", help="Mean score that is too good.")] = 0.7,
-    timeout_s: Annotated[
-        float, typer.Option(metavar="S", help="Of one response, for rewards that have no time limit.")
-    ] = 10.0,
-    synthetic: Annotated[bool, typer.Option("--synthetic", help="Made-up cases, not those of the recipe.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what adversarial responses earn. Exits with 1 where one scores high, or breaks a reward."""
-    from qoqmed.report.reward_check_view import reward_check_json, reward_check_view
-    from qoqmed.reward_checking import check_rewards
-
-    made = check_rewards(
-        recipe, overrides or (), count=cases, threshold=threshold, timeout_s=timeout_s, synthetic=synthetic
-    )
-    _show(reward_check_json(made) if as_json else reward_check_view(made))
-    if not made.passed:
-        raise typer.Exit(1)
+app.command()(score)
 
 
 @app.command()
@@ -391,6 +337,12 @@ def _show(result: RenderableType | dict[str, Any] | list[Any]) -> None:
         print(json.dumps(_finite(result), indent=2, allow_nan=False))
     else:
         Console(width=None if sys.stdout.isatty() else 160).print(result)
+
+
+def _show_lines(rows: Sequence[dict[str, Any]]) -> None:
+    """JSON Lines."""
+    for row in rows:
+        print(json.dumps(_finite(row), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
