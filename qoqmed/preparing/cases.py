@@ -47,7 +47,7 @@ class Maker:
         """Rows of one case lie together in its draft; a case that lacks labels or a medium is left out."""
         reader = bound(READERS, self.spec.labels, f"{self.spec.name}.labels", self.root, self.space)
         wanted = self._columns()
-        groups: dict[str, list[tuple[dict[str, str], Marked]]] = {}
+        groups: dict[str, tuple[dict[str, str], list[Marked]]] = {}  # its first row, and the labels of all
         for row in rows(self.spec, self.root, self.out):
             key = filled(self.spec.group or self.spec.id, row, f"{self.spec.name}.id")
             marked = reader(row)
@@ -55,11 +55,12 @@ class Maker:
                 self.out.add(key, "its id was used before")
             elif marked.unusable and not self.spec.group:
                 self.out.add(key, marked.unusable)
+            elif key in groups:
+                groups[key][1].append(marked)
             else:
-                held = {name: cell(row, name, self.spec.name) for name in wanted}
-                groups.setdefault(key, []).append((held, marked))
-        for members in groups.values():
-            draft = self._draft(members)
+                groups[key] = {name: cell(row, name, self.spec.name) for name in wanted}, [marked]
+        for row, marks in groups.values():
+            draft = self._draft(row, marks)
             if draft is not None:
                 yield draft
 
@@ -70,10 +71,8 @@ class Maker:
         texts = [spec.id, spec.group, *spec.patient, *spec.mask, *self.questions, *paths]
         return columns(texts, spec.name) + [spec.split.column] * bool(spec.split.column)
 
-    def _draft(self, members: Sequence[tuple[dict[str, str], Marked]]) -> Draft | None:
-        row = members[0][0]
+    def _draft(self, row: Mapping[str, str], marks: Sequence[Marked]) -> Draft | None:
         case_id = filled(self.spec.id, row, f"{self.spec.name}.id")
-        marks = [marked for _, marked in members]
         marked = merged(marks, self.space, self.spec.agree) if self.spec.group else marks[0]
         unknown = sum(bool(mark.why) for mark in marks)
         if unknown and not marked.why:
