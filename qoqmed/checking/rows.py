@@ -11,7 +11,7 @@ from typing import Any
 from qoqmed.checking.findings import ERROR, WARNING, Findings
 from qoqmed.datasets import fields
 from qoqmed.datasets.index import Filter, matches, parse
-from qoqmed.datasets.rows import RowReader
+from qoqmed.datasets.rows import OURS, RowReader
 from qoqmed.errors import DataError, Problem
 from qoqmed.types import SPATIAL, Case
 
@@ -104,6 +104,9 @@ def _parts(
 
 
 def _boxes(reader: RowReader, given: Mapping[str, Any]) -> object:
+    """Our own rows need no medium for them."""
+    if reader.format == OURS:
+        return fields.boxes(given, 0)
     media = fields.media(given, reader.prefix)
     spatial = next((i for i, medium in enumerate(media) if medium.modality in SPATIAL), 0)
     return reader.boxes(given, media, spatial)
