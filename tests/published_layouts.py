@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,11 +33,14 @@ class Expected:
     patients: int | None = None  # number of them, where the set has ids
 
 
-def picture(path, grey=100, side=32, kind="RGB"):
+def own(path):
+    """A random stream of the file's own: no two files of a set have the same content, as in life."""
+    return np.random.default_rng(zlib.crc32("/".join(path.parts[-3:]).encode()))
+
+
+def picture(path, side=32, kind="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    ramp = np.tile(np.arange(side, dtype=np.uint8) * 4, (side, 1))
-    array = ramp + np.uint8(grey)
-    Image.fromarray(array).convert(kind).save(path)
+    Image.fromarray(own(path).integers(0, 255, (side, side), dtype=np.uint8)).convert(kind).save(path)
 
 
 def mask(path, box=None, side=32):
@@ -66,12 +70,12 @@ def rows_table(path, rows):
 
 def volume(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(path, np.arange(8 * 8 * 6).reshape(8, 8, 6) - 200)
+    write_nifti(path, own(path).integers(-500, 500, (8, 8, 6)))
 
 
 def record(folder, name, dx="", signals=True, seconds=2):
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, twelve(seconds), name=name)
+    write_record(folder, twelve(seconds) * own(folder / name).uniform(0.5, 1.5), name=name)
     if dx:
         with (folder / f"{name}.hea").open("a") as file:
             file.write(f"# Age: 60\n# Sex: Male\n# Dx: {dx}\n# Rx: Unknown\n")
@@ -227,7 +231,7 @@ def vindr_cxr(folder):
     (folder / "train").mkdir()
     (folder / "test").mkdir()
     for name in ("train/a1", "train/a2", "train/a3", "train/a4", "test/b1"):
-        write_dicom(folder / f"{name}.dicom", np.arange(1024).reshape(32, 32))
+        write_dicom(folder / f"{name}.dicom", own(folder / name).integers(0, 1000, (32, 32)))
     labels = {"a1": ["Pneumonia"], "a2": ["No finding"], "a4": ["COPD"], "b1": ["Other diseases"]}
     return Expected(labels, {"its readers agree on no label": 1}, {"b1": "test"})
 
@@ -483,7 +487,7 @@ def vindr_mammo(folder):
     )
     for name in ("s1/i1", "s1/i2", "s2/i3", "s3/i4", "s4/i5"):
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_dicom(folder / f"images/{name}.dicom", np.arange(1024).reshape(32, 32))
+        write_dicom(folder / f"images/{name}.dicom", own(folder / name).integers(0, 1000, (32, 32)))
     labels = {"i1": ["BI-RAD 2"], "i2": ["BI-RAD 5"], "i3": ["BI-RAD 1"], "i5": ["BI-RAD 1"]}
     return Expected(labels, {"the label 'BI-RADS 0' is not in the spec's map": 1}, {"i3": "test"}, 3)
 
@@ -496,7 +500,7 @@ def rspect(folder):
         (folder / f"train/{study}/s").mkdir(parents=True)
         for place in range(3):
             lines.append(f"{study},s,{place},0,{told}")
-            pixels = np.arange(1024).reshape(32, 32) - 500
+            pixels = own(folder / study / str(place)).integers(-500, 500, (32, 32))
             write_dicom(folder / f"train/{study}/s/{place}.dcm", pixels, place, Modality="CT", RescaleType="HU",
                         RescaleSlope=1, RescaleIntercept=0)  # fmt: skip
     table(folder / "train.csv", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""`data build`, then `fit`, from the command line: seven published layouts, one recipe, the smallest policy."""
+"""`data build`, `data check`, then `fit`, as commands: seven published layouts, one recipe, the smallest policy."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def test_what_is_built_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert command("data", "build", name, sources / name, out, *words) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["rows"]["train"] and told["folder"] == str(out)
+        files = [out / f"{split}.jsonl" for split in ("train", "valid") if told["rows"][split]]
+        others = [word for file in files[1:] for word in ("--split", file)]
+        assert command("data", "check", files[0], *others, "--root", sources / name, "--decode", "--workers", "1") == 0
+        capsys.readouterr()
         for split, nodes in (("train", train), ("valid", valid)):
             if told["rows"][split]:
                 nodes.append({"name": "jsonl", "path": str(out / f"{split}.jsonl"), "prefix": name})
