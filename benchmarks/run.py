@@ -14,12 +14,14 @@ import learnability
 import media_loading
 import memory_soak
 import packed_update
+import reward_time
 import step_phases
 
 ALL = {
     "packed_update": packed_update.main,
     "step_phases": step_phases.main,
     "advantage_time": advantage_time.main,
+    "reward_time": reward_time.main,
     "engines": engines.main,
     "engine_learning": engine_learning.main,
     "media_loading": media_loading.main,
