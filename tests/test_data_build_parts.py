@@ -238,6 +238,19 @@ def test_paths_that_leave_the_source_are_left_out(tmp_path):
     assert built.left_out == {"no file for its image": 1}
 
 
+def test_a_mask_outside_the_source_is_none(tmp_path):
+    picture(tmp_path / "x_segmentation.png")
+    table(tmp_path / "source/HAM10000_metadata.csv", "lesion_id,image_id,dx\nl,../../x,nv\nl,ISIC_1,nv")
+    for name in ("x", "source/HAM10000_images/ISIC_1"):
+        picture(tmp_path / f"{name}.jpg")
+    built = build("ham10000", tmp_path / "source", tmp_path / "out")
+    assert sum(built.rows.values()) == 1 and built.left_out == {"no file for its image": 1}
+    path = tmp_path / "own.yaml"
+    path.write_text(OWN.replace('glob: "*/*.png"', 'glob: "*/*.jpg"').replace("[.]png", "[.]jpg") + "mask: '../*.png'")
+    picture(tmp_path / "second/mole/p_1.jpg")
+    assert "cases without a mask" in build(str(path), tmp_path / "second", tmp_path / "two").notes
+
+
 def test_an_id_that_is_used_twice_is_counted(tmp_path):
     table(tmp_path / "source/train.csv", "id_code,diagnosis\nx,0\nx,1")
     picture(tmp_path / "source/train_images/x.png")
@@ -296,6 +309,8 @@ def test_a_spec_is_checked_whole(tmp_path):
         ({"id": "'{nme}'"}, "no column 'nme'"),
         ({"id": "'{name'"}, "template is malformed"),
         ({"agree": "most"}, "'agree'"),
+        ({"derive": "{x: {column: class, pattern: '(('}}"}, "no regular expression"),
+        ({"rows": "{read: files, glob: ../*.png, pattern: '(?P<class>.)'}"}, "no file of the data set is there"),
         ({"label_space": "[]"}, "no label space"),
     ],
 )

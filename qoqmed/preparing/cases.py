@@ -10,6 +10,7 @@ from typing import Any
 from qoqmed.errors import MediaError
 from qoqmed.media import masks
 from qoqmed.media.paths import resolve
+from qoqmed.preparing import finding
 from qoqmed.preparing.binding import bound, cell, columns, filled
 from qoqmed.preparing.labels import READERS, Marked, merged
 from qoqmed.preparing.left_out import LeftOut
@@ -134,7 +135,7 @@ class Maker:
             return {}
         cells = {key: _literal(text) for key, text in row.items()}
         patterns = [filled(template, cells, f"{self.spec.name}.mask") for template in self.spec.mask]
-        found = sorted({path.relative_to(self.root).as_posix() for one in patterns for path in self.root.glob(one)})
+        found = sorted({name for one in patterns for name in finding.found(self.root, one)})
         if not found:
             self.out.note("cases without a mask")
             return {}

@@ -154,9 +154,8 @@ def _traces(root: Path, folder: str, by_patient: Mapping[str, list[Stay]], out: 
 
 
 def _put(found: Found, stays: list[Stay], taken: datetime | None, path: str, out: LeftOut) -> None:
-    if taken is None:
-        out.note("images and ECGs without a time: excluded", 1 if stays else 0)
-        return
+    if taken is None and stays:
+        out.note("images and ECGs without a time: excluded")
     for stay in stays:
-        if stay.holds(taken):
+        if taken is not None and stay.holds(taken):
             found.setdefault(stay.id, []).append((taken, path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed.errors import DataError, Problem
-from qoqmed.preparing import tables
+from qoqmed.preparing import finding, tables
 from qoqmed.preparing.binding import bound, cell
 from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.mimic_iv import mimic_iv
@@ -41,8 +41,8 @@ def table(root: Path, out: LeftOut, path: Any, delimiter: str = ",") -> Iterator
 
 def files(root: Path, out: LeftOut, glob: Any, pattern: str, skip: str = "") -> Iterator[dict[str, str]]:
     """A row a file: `path` under the folder, and the named groups of `pattern`. skip: what is no case (masks)."""
-    wanted, passed = re.compile(pattern), re.compile(skip) if skip else None
-    names = sorted({path.relative_to(root).as_posix() for one in _listed(glob) for path in root.glob(one)})
+    wanted, passed = finding.pattern(pattern, "rows.pattern"), finding.pattern(skip, "rows.skip") if skip else None
+    names = sorted({name for one in _listed(glob) for name in finding.found(root, one)})
     if not names:
         raise DataError(Problem("no file of the data set is there", str(root), expected=str(glob)))
     for name in names:
@@ -58,7 +58,7 @@ def files(root: Path, out: LeftOut, glob: Any, pattern: str, skip: str = "") -> 
 def headers(root: Path, out: LeftOut, glob: Any) -> Iterator[dict[str, str]]:
     """A row a WFDB header: `record` (its path without ending), `name`, `fs`, `samples`, `signals`, and the comments
     `age`, `sex`, `dx`, .. (SNOMED codes, as the PhysioNet challenges of 2020 and 2021 wrote them)."""
-    paths = sorted({path for one in _listed(glob) for path in root.glob(one)})
+    paths = [root / name for name in sorted({name for one in _listed(glob) for name in finding.found(root, one)})]
     if not paths:
         raise DataError(Problem("no header of the data set is there", str(root), expected=str(glob)))
     for path in paths:
@@ -82,14 +82,15 @@ SOURCES: Mapping[str, Source] = {"table": table, "files": files, "headers": head
 
 def rows(spec: Spec, root: Path, out: LeftOut) -> Iterator[dict[str, str]]:
     """The spec's rows with joined and derived columns, without those that it does not keep."""
+    derived = {name: finding.pattern(one.pattern, f"{spec.name}.derive.{name}") for name, one in spec.derive.items()}
     joins = [(one, _index(one, root, out)) for one in spec.join]
     for row in bound(SOURCES, spec.rows, f"{spec.name}.rows", root, out):
         whole = _joined(row, joins, out)
         if whole is None:
             continue
         for name, derive in spec.derive.items():
-            match = re.search(derive.pattern, cell(whole, derive.column, f"{spec.name}.derive.{name}"))
-            whole[name] = (match[1] or "") if match else ""
+            match = derived[name].search(cell(whole, derive.column, f"{spec.name}.derive.{name}"))
+            whole[name] = next((part for part in match.groups() if part), "") if match else ""
         refused = next((keep for keep in spec.keep if not _kept(whole, keep, spec)), None)
         if refused is None:
             yield whole

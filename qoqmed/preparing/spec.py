@@ -35,7 +35,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Derive:
-    """A column made of another's text: the group 1 of a pattern that is searched in it; "" where it is not found."""
+    """A column made of another's text: the first group that a pattern finds in it; "" where there is none."""
 
     column: str
     pattern: str
