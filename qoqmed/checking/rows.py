@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def read(
 ) -> Iterator[Row]:
     """The rows that can be used; what is wrong with the others goes to `findings`."""
     lines: dict[str, int] = {}
+    same: dict[Any, Any] = {}  # spaces and questions that rows have in common, held once
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -66,6 +67,8 @@ def read(
             for kind, problem in problems:
                 findings.add(kind, ERROR, _at(problem, named))
             if case is not None:
+                space, asked = (same.setdefault(value, value) for value in (case.label_space, case.text))
+                case = replace(case, label_space=space, text=asked)
                 yield Row(split(row), named, case, _sized(reader, row, line, case), _digest(case))
 
 
