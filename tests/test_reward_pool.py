@@ -73,14 +73,14 @@ class Obedient:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def slow_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     install(tmp_path, "slow-rewards", {"rewards": {"obedient": "slow_rewards:Obedient"}}, CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
-def pooled(site: Path, workers: int = 1, timeout_s: float | None = None, **arguments: Any) -> Pooled:
-    given = {"folder": str(site), **arguments}
+def pooled(slow_site: Path, workers: int = 1, timeout_s: float | None = None, **arguments: Any) -> Pooled:
+    given = {"folder": str(slow_site), **arguments}
     reward = make_reward("mine", RewardConfig("obedient", workers=workers, timeout_s=timeout_s, arguments=given))
     assert isinstance(reward, Pooled)
     return reward
@@ -109,16 +109,16 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_recipe_says_where_a_reward_runs(site: Path) -> None:
+def test_a_recipe_says_where_a_reward_runs(slow_site: Path) -> None:
     plain = make_reward("mine", RewardConfig("obedient"))
     assert not isinstance(plain, Pooled)
-    assert (pooled(site, workers=3).workers, pooled(site, 0, timeout_s=2.0).workers) == (3, 1)
-    reward = pooled(site)
+    assert (pooled(slow_site, workers=3).workers, pooled(slow_site, 0, timeout_s=2.0).workers) == (3, 1)
+    reward = pooled(slow_site)
     assert (reward.low, reward.high, reward._processes) == (0.0, 1.0, [])  # nothing starts before the first response
 
 
-def test_two_workers_keep_the_order(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    reward = pooled(site, workers=2)
+def test_two_workers_keep_the_order(slow_site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    reward = pooled(slow_site, workers=2)
     verdicts = judged(reward, "sleep 0.3", *["fine"] * 5)
     assert [verdict.value for verdict in verdicts] == [1.0] * 6
     assert [verdict.reason.split()[0] for verdict in verdicts] == [f"case{place}" for place in range(6)]
@@ -132,38 +132,38 @@ def test_two_workers_keep_the_order(site: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("hang", ["sleep 100", "regex"])
-def test_a_time_limit_is_for_each_response(site: Path, hang: str) -> None:
+def test_a_time_limit_is_for_each_response(slow_site: Path, hang: str) -> None:
     """A regular expression holds the interpreter's lock: nothing in Python could stop it."""
-    first, late, last = judged(pooled(site, timeout_s=0.5), "fine", hang, "fine")
+    first, late, last = judged(pooled(slow_site, timeout_s=0.5), "fine", hang, "fine")
     assert (first.value, last.value) == (1.0, 1.0)
     assert (late.status, late.value, late.reason) == (Status.INVALID, None, "reward mine: no verdict within 0.5 s")
     assert late.traceback.startswith("Timeout") and "slow_rewards.py" in late.traceback
 
 
-def test_a_worker_that_outlives_its_limit_is_killed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_outlives_its_limit_is_killed(slow_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qoqmed.rewards import process
 
     monkeypatch.setattr(process, "GRACE_S", -9.5)
-    late, fine = judged(pooled(site, timeout_s=10), "sleep 100", "fine")
+    late, fine = judged(pooled(slow_site, timeout_s=10), "sleep 100", "fine")
     assert late.reason == "reward mine: no verdict within 10 s" and fine.value == 1.0
 
 
-def test_an_exception_is_invalid_with_its_traceback(site: Path) -> None:
-    reward = pooled(site)
+def test_an_exception_is_invalid_with_its_traceback(slow_site: Path) -> None:
+    reward = pooled(slow_site)
     bad, fine = judged(reward, "raise lung", "fine")
     assert (bad.status, bad.reason) == (Status.INVALID, "reward mine: KeyError: 'lung'")
     assert "slow_rewards.py" in bad.traceback and "raise KeyError(rest)" in bad.traceback and fine.value == 1.0
 
 
-def test_a_death_costs_one_response(site: Path) -> None:
-    killed, crashed, fine, once = judged(pooled(site), "die", "crash", "fine", "die_once")
+def test_a_death_costs_one_response(slow_site: Path) -> None:
+    killed, crashed, fine, once = judged(pooled(slow_site), "die", "crash", "fine", "die_once")
     assert (killed.status, killed.reason) == (Status.INVALID, "reward mine: its process died: SIGKILL")
     assert crashed.reason == "reward mine: its process died: SIGSEGV" and "string_at" in crashed.traceback
     assert (fine.value, once.value) == (1.0, 1.0)  # a response is tried again: what killed its worker may be another's
 
 
-def test_a_worker_killed_while_idle_costs_nothing(site: Path) -> None:
-    reward = pooled(site)
+def test_a_worker_killed_while_idle_costs_nothing(slow_site: Path) -> None:
+    reward = pooled(slow_site)
     judged(reward, "fine")
     (pid,) = pids(reward)
     os.kill(pid, signal.SIGKILL)
@@ -171,13 +171,13 @@ def test_a_worker_killed_while_idle_costs_nothing(site: Path) -> None:
     assert pid not in pids(reward)
 
 
-def test_what_a_reward_has_started_ends_with_it(site: Path) -> None:
-    (late,) = judged(pooled(site, timeout_s=1.5), "child")
-    assert late.status is Status.INVALID and gone(int((site / "child").read_text()))
+def test_what_a_reward_has_started_ends_with_it(slow_site: Path) -> None:
+    (late,) = judged(pooled(slow_site, timeout_s=1.5), "child")
+    assert late.status is Status.INVALID and gone(int((slow_site / "child").read_text()))
 
 
-def test_errors_that_end_a_run_do_so_from_workers(site: Path) -> None:
-    reward = pooled(site, workers=2)
+def test_errors_that_end_a_run_do_so_from_workers(slow_site: Path) -> None:
+    reward = pooled(slow_site, workers=2)
     with pytest.raises(PluginError, match=r"left its range(.|\n)*7"):
         judged(reward, "range", "sleep 1")
     assert reward._processes == []  # none may answer the next call with what is left of this one
@@ -186,20 +186,20 @@ def test_errors_that_end_a_run_do_so_from_workers(site: Path) -> None:
     assert judged(reward, "fine")[0].reason.startswith("case0")
 
 
-def test_a_worker_that_cannot_make_the_reward_says_why(site: Path) -> None:
+def test_a_worker_that_cannot_make_the_reward_says_why(slow_site: Path) -> None:
     with pytest.raises(PluginError, match=r"a worker cannot make this reward(.|\n)*not made in a worker"):
-        judged(pooled(site, only_here=True), "fine")
+        judged(pooled(slow_site, only_here=True), "fine")
 
 
-def test_workers_end_with_their_pool(site: Path) -> None:
-    reward = pooled(site)
+def test_workers_end_with_their_pool(slow_site: Path) -> None:
+    reward = pooled(slow_site)
     judged(reward, "fine")
     (pid,) = pids(reward)
     del reward
     assert gone(pid)
 
 
-def test_workers_are_light(site: Path) -> None:
+def test_workers_are_light(slow_site: Path) -> None:
     """A reward that needs no torch does not load it in every worker."""
     import subprocess
     import sys
@@ -223,3 +223,27 @@ def test_tracebacks_stand_in_traces_that_may_hold_text() -> None:
     assert "patient" not in str(ids) and ids["reasons"]["mine"] == "failed"
     (text,) = trace_rows(group, 1, "s", "text")
     assert text["tracebacks"] == {"mine": "Traceback: of a patient's text"}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_with_workers_learns_the_same(tmp_path: Path) -> None:
+    """Bit for bit; no process of the rewards is left after it."""
+    from tiny_run import RECIPE, metrics, place
+
+    from qoqmed.fit import fit
+
+    window = {"name": "length_window", "shortest": 0, "longest": 4, "ramp": 60, "unit": "characters"}
+    stages, found = [{**RECIPE["stages"][1], "steps": 1}], []
+    for name, more in (("plain", {}), ("workers", {"workers": 2, "timeout_s": 100.0})):
+        (tmp_path / name).mkdir()
+        here = place(tmp_path / name, stages=stages, rewards={"length": {**window, **more}})
+        fit(here.recipe)
+        found.append(metrics(here.run))
+    assert found[0] == found[1] and any(row.get("reward_std", 0) > 0 for row in found[0])
+    assert not [line for line in Path("/proc/self/task").glob("*/children") if "worker" in children(line)]
+
+
+def children(file: Path) -> str:
+    """Command lines of a thread's child processes."""
+    paths = [Path(f"/proc/{pid}/cmdline") for pid in file.read_text().split()]
+    return " ".join(path.read_text() for path in paths if path.is_file())
