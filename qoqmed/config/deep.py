@@ -128,6 +128,9 @@ def _equal_groups(recipe: Recipe, stage: StageConfig, where: str, needs: Needs) 
     if not needs.rollouts:
         what = f"the objective {stage.objective.name!r} samples no groups"
         yield Problem(what, f"{where}.equal_groups", how, "keep")
+    elif needs.greedy or needs.tokens:
+        what, name = "learns from groups of equal rewards, too", stage.advantage.name if stage.advantage else ""
+        yield Problem(f"the estimator {name!r} {what}", f"{where}.equal_groups", how, "keep")
     elif recipe.rollout.n < 2:
         what = "a single response has no reward to differ from: every group would be left out"
         yield Problem(what, "rollout.n", str(recipe.rollout.n), "at least 2", f"or {where}.equal_groups=keep")
