@@ -106,7 +106,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
         what = f"{where} compares the responses of a group"
         yield Problem(what, "rollout.n", str(n), f"at least {needs.group} responses a prompt")
     elif temperature == 0:
-        what = f"greedy sampling gives equal responses without chances, and {where} learns from both"
+        what = f"greedy sampling gives one response every time, and {where} learns from how sampled ones differ"
         yield Problem(what, "rollout.temperature", str(temperature), "above 0")
 
 
