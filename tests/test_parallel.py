@@ -98,7 +98,8 @@ K1 = {"name": "policy_gradient", "kl": "k1", "kl_weight": 0.05, "minibatch": 2}
 METHODS = [
     {"name": "ppo", "objective": K1, "advantage": {"name": "gae", "lam": 0.9}},
     {"name": "remax", "objective": K1, "advantage": {"name": "remax"}},
-    {"name": "tokens", "objective": K1, "advantage": {"name": "reinforce_pp"}, "equal_groups": "resample"},
+    {"name": "tokens", "objective": K1, "advantage": {"name": "reinforce_pp"}},
+    {"name": "again", "objective": K1, "advantage": {"name": "rloo"}, "equal_groups": "resample"},
     {"name": "window", "objective": {"name": "policy_gradient"}, "advantage": {"name": "drpo", "window": 2}},
     {"name": "pairs", "objective": {"name": "dpo"}, "advantage": None},
 ]

@@ -106,7 +106,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str, sound: set[str]) -> I
         what = f"{where} compares the responses of a group"
         yield Problem(what, "rollout.n", str(n), f"at least {needs.group} responses a prompt")
     elif temperature == 0:
-        what = f"greedy sampling gives equal responses without chances, and {where} learns from both"
+        what = f"greedy sampling gives one response every time, and {where} learns from how sampled ones differ"
         yield Problem(what, "rollout.temperature", str(temperature), "above 0")
 
 
@@ -128,6 +128,9 @@ def _equal_groups(recipe: Recipe, stage: StageConfig, where: str, needs: Needs) 
     if not needs.rollouts:
         what = f"the objective {stage.objective.name!r} samples no groups"
         yield Problem(what, f"{where}.equal_groups", how, "keep")
+    elif needs.greedy or needs.tokens:
+        what, name = "learns from groups of equal rewards, too", stage.advantage.name if stage.advantage else ""
+        yield Problem(f"the estimator {name!r} {what}", f"{where}.equal_groups", how, "keep")
     elif recipe.rollout.n < 2:
         what = "a single response has no reward to differ from: every group would be left out"
         yield Problem(what, "rollout.n", str(recipe.rollout.n), "at least 2", f"or {where}.equal_groups=keep")

@@ -74,6 +74,9 @@ def _upon(path: Path, base: Any, over: dict[str, Any], seen: tuple[Path, ...]) -
         raise RecipeError(Problem("not a recipe to start from", f"{path}: base", repr(base), "a file beside this one"))
     if (path.parent / base).resolve() in seen:
         raise RecipeError(Problem("a recipe cannot be its own base", f"{path}: base", base))
+    if not (path.parent / base).is_file():
+        found = sorted(other.name for other in path.parent.glob("*.y*ml") if other.resolve() not in seen)
+        raise RecipeError(Problem("no such recipe file", f"{path}: base", base, "a file beside it", near(base, found)))
     below = _read(path.parent / base, seen)
     rollout = over.get("rollout")
     if isinstance(rollout, dict) and "name" in rollout and "rollout" in below:

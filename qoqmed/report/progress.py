@@ -28,6 +28,9 @@ def _facts(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if name in metrics:
             yield name, f"{metrics[name]:.3f}"
             break
+    for label, name in _OF_METHODS:
+        if name in metrics:
+            yield label, f"{metrics[name]:.3f}"
     if "kl" in metrics:
         yield "KL", f"{metrics['kl']:.2g}"
     if "clip_ratio/low" in metrics:
@@ -38,9 +41,16 @@ def _facts(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         yield "length", f"{metrics['completions/mean_length']:.1f}"
     if "tokens_per_second" in metrics:
         yield "tokens/s", f"{metrics['tokens_per_second']:,.0f}"
-    phases = [value for name, value in metrics.items() if name.startswith("time/")]
+    phases = [value for name, value in metrics.items() if name.startswith("time/") and name != "time/reward"]
     if phases:
         yield "s/step", f"{sum(phases):.2f}"
+
+
+_OF_METHODS = (
+    ("margin", "dpo/rewards/margins"),
+    ("accuracy", "dpo/rewards/accuracies"),
+    ("value loss", "value/loss"),
+)
 
 
 def domain_table(report: StepReport) -> Table:
