@@ -15,8 +15,8 @@ _PUBLIC = {  # lazy name -> where it lives
     "predict": "qoqmed.predict:predict",
     "export": "qoqmed.export:export",
     "load": "qoqmed.build:load",
-    "score": "qoqmed.evaluate:score",
-    "estimate": "qoqmed.evaluate:estimate",
+    "score": "qoqmed.offline:score",
+    "estimate": "qoqmed.offline:estimate",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -245,7 +245,7 @@ def metrics(
     as_json: Json = False,
 ) -> None:
     """Compute the metrics of saved predictions, offline."""
-    from qoqmed.evaluate import metrics as run
+    from qoqmed.offline import metrics as run
     from qoqmed.report.tables import metrics_table
 
     result = run(predictions, metric=metric)
@@ -263,7 +263,7 @@ def advantage(
     as_json: Json = False,
 ) -> None:
     """Replay an estimator on saved rewards and explain it."""
-    from qoqmed.evaluate import estimate
+    from qoqmed.offline import estimate
     from qoqmed.report.advantage_view import advantage_view
 
     result = estimate(rewards, estimator, dict(config.parse(text) for text in arguments or ()), plot=plot)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qoqmed.errors import DataError, Problem
 
+Placed = tuple[str, dict[str, Any]]  # ("file:line", object)
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", object); blank lines count as lines. Raises DataError at the first line that is none."""
+
+def rows(path: Path) -> list[Placed]:
+    """All objects of the file. Raises DataError naming every line that is none."""
+    found, problems = read(path)
+    if problems:
+        raise DataError(problems)
+    return found
+
+
+def read(path: Path) -> tuple[list[Placed], list[Problem]]:
+    """Objects, and what is wrong with the other lines; blank ones count as lines. Raises DataError without a file."""
     if not path.is_file():
         raise DataError(Problem("the file does not exist", where=str(path)))
+    found: list[Placed] = []
+    problems: list[Problem] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -22,7 +33,10 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             expected = "one JSON object a line, in UTF-8"
-            raise DataError(Problem(f"not JSON: {error}", where, repr(line[:60])[1:], expected)) from error
-        if not isinstance(row, dict):
-            raise DataError(Problem("not a JSON object", where, repr(line[:60])[1:], "one JSON object a line"))
-        yield where, row
+            problems.append(Problem(f"not JSON: {error}", where, repr(line[:60])[1:], expected))
+            continue
+        if isinstance(row, dict):
+            found.append((where, row))
+        else:
+            problems.append(Problem("not a JSON object", where, repr(line[:60])[1:], "one JSON object a line"))
+    return found, problems

@@ -238,8 +238,8 @@ def test_the_table_has_the_numbers(rewards: Path, capsys: Any) -> None:
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["ecg", "1", "0.5", "0.5", "2", "2", "35.7%", "71.4%", "-"] in lines
     assert ["ct", "4", "0.5", "1", "1", "1", "64.3%", "45.5%", "-"] in lines
-    assert ["hard", "ecg", "1", "0.5", "2", "2", "35.7%"] in lines
-    assert ["lone", "mri", "-", "1", "-", "-", "0%"] in lines
+    assert ["hard", "ecg", "0.5", "1", "2", "2", "35.7%"] in lines
+    assert ["lone", "mri", "1", "-", "-", "-", "0%"] in lines
     caption = " ".join(word for line in lines for word in line)
     assert "12 rollouts; largest scale over smallest 2; KL damping, threshold 0.8485, took 55.8%" in caption
     assert "no elbow in 0 of 2 domains" in caption
@@ -332,3 +332,21 @@ def test_every_key_of_the_answer_is_described(rewards: Path) -> None:
     assert told == paths
     of_question = next(row[2] for row in rows if "`questions`" in row[1])
     assert set(result["questions"]["a"]) == set(re.findall(r"`([a-z_]+)`", of_question)) - {"clusters"}
+
+
+def test_columns_that_say_nothing_are_left_out(tmp_path: Path, capsys: Any) -> None:
+    """An estimator that scales nothing shows no scales; equal rewards are told to teach nothing."""
+    rows = [{"question": question, "domain": "ecg", "reward": 0.5} for question in ("a", "a", "b", "b")]
+    assert command(written(tmp_path / "r.jsonl", rows), "--estimator", "rloo") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "scale" not in text and "KL" not in text and "cluster" not in text
+    assert "nothing to learn" in text
+
+
+def test_every_line_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.jsonl"
+    file.write_text('nope\n{"question": "q", "domain": "ecg"}\n[1]\n', encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        qoqmed.estimate(file, "rloo")
+    told = [(problem.where.rpartition(":")[2], problem.what) for problem in caught.value.problems]
+    assert [line for line, _ in told] == ["1", "3", "2"] and told[2][1] == "reward is missing"

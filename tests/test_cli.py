@@ -157,7 +157,7 @@ def test_an_unknown_option_is_an_error_of_input(recipe: Path, capsys: Any) -> No
 
 
 def test_metrics_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    calls = stand_in(monkeypatch, "evaluate", "metrics", METRICS)
+    calls = stand_in(monkeypatch, "offline", "metrics", METRICS)
     assert run("metrics", "p.jsonl") == 0
     rows = [line.strip("│ ").replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert rows == [
@@ -185,7 +185,7 @@ def test_eval(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
 
 def test_advantage_reads_arguments_as_yaml(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    calls = stand_in(monkeypatch, "evaluate", "estimate", ADVANTAGES)
+    calls = stand_in(monkeypatch, "offline", "estimate", ADVANTAGES)
     words = ["r.jsonl", "--estimator", "drpo", "cluster=false", "max_clusters=3"]
     assert run("advantage", *words, "--json") == 0
     given = (Path("r.jsonl"), "drpo", {"cluster": False, "max_clusters": 3})

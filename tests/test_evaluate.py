@@ -13,7 +13,8 @@ from tiny_run import OPTIONS, RECIPE, Place, command, evaluations, place
 
 import qoqmed
 from qoqmed.errors import DataError, MediaError, PluginError, UserError
-from qoqmed.evaluate import evaluate, metrics
+from qoqmed.evaluate import evaluate
+from qoqmed.offline import metrics
 from qoqmed.fit import fit
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -85,15 +85,16 @@ def _question_problems(rows: Rows, places: Sequence[str]) -> Iterator[Problem]:
                 yield Problem(f"question {question!r} {what}", place, got=got)
 
 
-def from_rows(rows: Rows, places: Sequence[str] = ()) -> RewardTable:
+def from_rows(rows: Rows, places: Sequence[str] = (), problems: Sequence[Problem] = ()) -> RewardTable:
     """Rows -> a table whose rollouts are in the rows' order. Raises DataError with every fault found.
 
-    places: what to call each row, such as file:line; "row 1", .. where they are not given.
+    places: what to call each row, such as file:line; "row 1", .. where they are not given. problems: found already.
     """
-    if not rows:
+    if not rows and not problems:
         raise DataError(Problem("no rows", expected="a rollout a line"))
     places = places or [f"row {index + 1}" for index in range(len(rows))]
-    problems = [problem for row, place in zip(rows, places, strict=True) for problem in _row_problems(row, place)]
+    problems = list(problems)
+    problems += [problem for row, place in zip(rows, places, strict=True) for problem in _row_problems(row, place)]
     problems += _question_problems(rows, places)
     for key in WHOLE:
         values = [row.get(key) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,55 +23,69 @@ def advantage_view(result: Mapping[str, Any]) -> RenderableType:
 
 def _domains(result: Mapping[str, Any]) -> Table:
     """A row for each domain, then for each of its clusters."""
-    table = Table(title="Advantages", caption=_caption(result))
-    table.add_column("domain, its clusters")
-    scale = ("scale", "x smallest")
-    for column in ("questions", "mean reward", "temperature", *scale, "share of |A|", "KL took", "elbow"):
+    scaled = _scales(result)
+    damped = result["kl"]["removed"] is not None
+    table = Table(title="Advantages", caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("domain")
+    columns = ("n", "mean reward", *(("T", "scale", "x smallest") if scaled else ()), "share of |A|")
+    for column in (*columns, *(("KL took",) if damped else ()), *(("clusters",) if scaled else ())):
         table.add_column(column, justify="right")
     for name, domain in result["domains"].items():
         clusters, own = domain["clusters"], [q for q in result["questions"].values() if q["domain"] == name]
         scales = [_range([q[key] for q in own]) for key in ("scale", "relative_scale")]
-        took = percent(domain["removed"])
-        elbow = f"{len(clusters)} clusters{', the cap' if domain['hit_cap'] else ''}" if len(clusters) > 1 else "-"
-        cells = [*_statistics(domain), *scales, percent(domain["share"]), took, elbow]
-        table.add_row(Text(name, style="bold"), *cells, end_section=not clusters)
+        cells = _figures(domain, scales, scaled) + ([percent(domain["removed"])] if damped else [])
+        elbow = f"{len(clusters)}{' (cap)' if domain['hit_cap'] else ''}" if len(clusters) > 1 else "-"
+        table.add_row(Text(name, style="bold"), *cells, *([elbow] if scaled else []))
         for index, cluster in enumerate(clusters, 1):
             members = [result["questions"][question]["relative_scale"] for question in cluster["questions"]]
-            scales = [number(cluster["scale"]), _range(members)]
-            cells = [*_statistics(cluster), *scales, percent(cluster["share"])]
-            table.add_row(f"  cluster {index}", *cells, style="dim", end_section=index == len(clusters))
+            cells = _figures(cluster, [number(cluster["scale"]), _range(members)], scaled)
+            table.add_row(f"  cluster {index}", *cells, style="dim")
     return table
+
+
+def _scales(result: Mapping[str, Any]) -> bool:
+    """Whether the estimator scales questions at all, or puts them into clusters."""
+    scales = {q["scale"] for q in result["questions"].values()} - {None, 1.0}
+    return bool(scales) or any(domain["clusters"] for domain in result["domains"].values())
 
 
 def _caption(result: Mapping[str, Any]) -> str:
     threshold, removed = result["kl"]["threshold"], result["kl"]["removed"]
-    damping = "no KL damping"
+    scaled, damping = _scales(result), ""
     if threshold is not None:
         damping = f"KL damping, threshold {number(threshold)}, took {percent(removed)} of the positive advantage"
+    elif scaled:
+        damping = "no KL damping"
     relative = [q["relative_scale"] for q in result["questions"].values() if q["relative_scale"] is not None]
-    ratio = f"largest scale over smallest {number(max(relative))}" if relative else "all advantages are 0"
+    ratio = f"largest scale over smallest {number(max(relative))}" if relative and scaled else ""
+    nothing = "" if relative else "all advantages are 0: nothing to learn from these rewards"
     capped = sum(domain["hit_cap"] for domain in result["domains"].values())
-    elbows = f"no elbow in {capped} of {len(result['domains'])} domains"
-    return f"{len(result['advantages'])} rollouts; {ratio}; {damping}; {elbows}. --json has all."
+    elbows = f"no elbow in {capped} of {len(result['domains'])} domains" if scaled else ""
+    told = "; ".join(filter(None, (f"{len(result['advantages'])} rollouts", nothing, ratio, damping, elbows)))
+    return f"{told}. --json has all."
 
 
 def _questions(result: Mapping[str, Any]) -> Table:
     found = sorted(result["questions"].items(), key=lambda item: -item[1]["share"])[:LISTED]
     left = len(result["questions"]) - len(found)
-    table = Table(title="Questions with most of |A|", caption=f"{left} more with --json" if left else None)
+    scaled, caption = _scales(result), f"{left} more with --json" if left else None
+    table = Table(title="Questions with most of |A|", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("question", "domain"):
         table.add_column(column)
-    for column in ("cluster", "mean reward", "scale", "x smallest", "share of |A|"):
+    for column in ("mean reward", *(("cluster", "scale", "x smallest") if scaled else ()), "share of |A|"):
         table.add_column(column, justify="right")
     for name, question in found:
         cluster = "-" if question["cluster"] is None else str(question["cluster"] + 1)
-        figures = [number(question[key]) for key in ("mean_reward", "scale", "relative_scale")]
-        table.add_row(Text(name), Text(question["domain"]), cluster, *figures, percent(question["share"]))
+        scales = [cluster, number(question["scale"]), number(question["relative_scale"])] if scaled else []
+        cells = [number(question["mean_reward"]), *scales, percent(question["share"])]
+        table.add_row(Text(name), Text(question["domain"]), *cells)
     return table
 
 
-def _statistics(values: Mapping[str, Any]) -> list[str]:
-    return [number(values[name]) for name in ("n", "mean_reward", "temperature")]
+def _figures(values: Mapping[str, Any], scales: list[str], scaled: bool) -> list[str]:
+    """Cells of a domain or a cluster: from its number of questions to its share."""
+    temperature = [number(values["temperature"]), *scales] if scaled else []
+    return [number(values["n"]), number(values["mean_reward"]), *temperature, percent(values["share"])]
 
 
 def _range(values: list[float | None]) -> str:
