@@ -1,6 +1,7 @@
 r"""Labels of a closed space, with the boxes that show them (QoQ-Med, App. C.1). One label or several.
 
-The answer stands in \boxed{}, joined by ", ". Only labels of the case's space are read; other words are a flaw.
+The answer stands in \boxed{}, joined by ", ". Labels of the case's space are read, by name or by a
+declared synonym; other words are a flaw.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from qoqmed.contracts import BoxFrame
 from qoqmed.errors import near
-from qoqmed.reading import clashes, match_labels, parse
+from qoqmed.reading import clashes, labels_of, match_labels, parse, synonyms_of
 from qoqmed.tasks import form
 from qoqmed.types import Answer, Box, Case, Reading
 
@@ -52,25 +53,30 @@ class Diagnosis:
         flaws = (*parsed.flaws, *box_flaws)
         if parsed.answer is None:
             return Reading(parsed.reasoning, boxes, Answer(), flaws)
-        labels, label_flaws = match_labels(parsed.answer, case.label_space)
+        labels, label_flaws = labels_of(parsed.answer, case)
         return Reading(parsed.reasoning, boxes, Answer(labels, parsed.answer), flaws + label_flaws)
 
     def check(self, case: Case) -> None:
         """The case has labels, all of its label space, and they read back as themselves from an answer."""
-        space, labels = case.label_space, case.target.labels
-        if not labels:
-            mend = "give the row labels, or use task: grounding for a case with boxes or a mask only"
-            raise form.row_error(case, "labels are empty", expected="at least one label", mend=mend)
-        for label in clashes(space):
-            raise form.row_error(case, f"label {label!r} of the space reads like another one, or like nothing")
-        for label in labels:
-            if label not in space:
-                expected = f"one of {', '.join(space) or 'no labels: the space is empty'}"
-                raise form.row_error(case, "label outside its space", repr(label), expected, near(label, space))
-        if match_labels(", ".join(labels), space) != (tuple(labels), ()):
-            expected = "distinct labels whose list, joined by commas, reads back as itself"
-            raise form.row_error(case, "labels cannot be told apart in an answer", repr(labels), expected)
+        check_labels(case)
         form.check_regions(case)
+
+
+def check_labels(case: Case) -> None:
+    """Raises DataError, naming the row, where `Diagnosis.check` does for its labels."""
+    space, labels = case.label_space, case.target.labels
+    if not labels:
+        mend = "give the row labels, or use task: grounding for a case with boxes or a mask only"
+        raise form.row_error(case, "labels are empty", expected="at least one label", mend=mend)
+    for label in clashes(space):
+        raise form.row_error(case, f"label {label!r} of the space reads like another one, or like nothing")
+    for label in labels:
+        if label not in space:
+            expected = f"one of {', '.join(space) or 'no labels: the space is empty'}"
+            raise form.row_error(case, "label outside its space", repr(label), expected, near(label, space))
+    if match_labels(", ".join(labels), space, synonyms_of(case)) != (tuple(labels), ()):
+        expected = "distinct labels whose list, joined by commas, reads back as itself"
+        raise form.row_error(case, "labels cannot be told apart in an answer", repr(labels), expected)
 
 
 def _instruction(case: Case) -> str:
@@ -81,4 +87,4 @@ def _instruction(case: Case) -> str:
 
 def _diagnostic(box: Box, answer: str, case: Case) -> Box:
     """A box shows a label of the space; a box named otherwise ("left lung") or not at all shows the whole answer."""
-    return box if match_labels(box.label, case.label_space)[0] else replace(box, label=answer)
+    return box if labels_of(box.label, case)[0] else replace(box, label=answer)
