@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from qoqmed import config, registry
 from qoqmed.actor import Actor
 from qoqmed.boxes import AbsoluteFrame
-from qoqmed.config.schema import Node, Recipe, RewardConfig, StageConfig
+from qoqmed.config.schema import Node, Recipe, RewardConfig, StageConfig, StageData
 from qoqmed.contracts import Advantage, Dataset, Objective, Reward, Task
 from qoqmed.datasets.phantoms import SIDE_PX
 from qoqmed.datasets.sampler import Sampler
@@ -50,6 +51,22 @@ class Stage:
     @property
     def needs(self) -> Needs:
         return self.objective.needs | (self.advantage.needs if self.advantage else Needs())
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the data sets' own epochs end before the stage's."""
+        last, bound = math.ceil(self.config.epochs) - 1, self.config.steps
+        return self.sampler.over(last) and (bound is None or bound > self.steps)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in a mixture (see `Sampler`)."""
+
+    dataset: Dataset
+    weight: float
+    cap: int | None
+    epochs: float | None
 
 
 @dataclass(frozen=True)
@@ -205,16 +222,30 @@ def _stage(recipe: Recipe, index: int) -> Stage:
     stage = recipe.stages[index]
     objective: Objective = registry.make("objectives", stage.objective)
     advantage: Advantage | None = registry.make("advantages", stage.advantage) if stage.advantage else None
-    pairs = list(_datasets(recipe, recipe.data.train if stage.data.train is None else stage.data.train))
-    if not pairs:
+    sources = list(_sources(recipe, recipe.data.train if stage.data.train is None else stage.data.train))
+    if not sources:
         where = f"stages.{index}.data.train"
         raise RecipeError(Problem("the stage has no training data", where=where, mend="name data sets in data.train"))
-    datasets, weights = [dataset for dataset, _ in pairs], [weight for _, weight in pairs]
-    own = stage.data
-    sampler = Sampler(datasets, weights, seed=recipe.seed + index, domains=own.domains, balanced=own.balanced)
-    prompts = stage.prompts or recipe.rollout.prompts
+    sampler = sampler_of(sources, stage.data, recipe.seed + index)
+    datasets, prompts = tuple(source.dataset for source in sources), stage.prompts or recipe.rollout.prompts
     steps = steps_of(sampler, prompts, stage.epochs)
-    return Stage(stage, objective, advantage, tuple(datasets), sampler, prompts, min(steps, stage.steps or steps))
+    return Stage(stage, objective, advantage, datasets, sampler, prompts, min(steps, stage.steps or steps))
+
+
+def sampler_of(sources: Sequence[Source], data: StageData, seed: int) -> Sampler:
+    """The mixture of a stage's data sets."""
+    return Sampler(
+        [source.dataset for source in sources],
+        [source.weight for source in sources],
+        seed,
+        data.domains,
+        data.balanced,
+        caps=[source.cap for source in sources],
+        epochs=[source.epochs for source in sources],
+        temperature=data.temperature,
+        domain_weights=data.domain_weights,
+        domain_caps=data.domain_caps,
+    )
 
 
 def loggers(recipe: Recipe, folder: Path) -> list[Any]:
@@ -239,11 +270,12 @@ def steps_of(sampler: Sampler, prompts: int, epochs: float) -> int:
     return whole + -(-round(rest) // prompts)
 
 
-def _datasets(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[Dataset, float]]:
+def _sources(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[Source]:
     for node in nodes:
         arguments = dict(node.arguments)
-        weight = float(arguments.pop("weight", 1.0))
-        yield registry.make("datasets", replace(node, arguments=arguments), root=recipe.data.root), weight
+        weight, cap, epochs = arguments.pop("weight", 1.0), arguments.pop("cap", None), arguments.pop("epochs", None)
+        dataset = registry.make("datasets", replace(node, arguments=arguments), root=recipe.data.root)
+        yield Source(dataset, float(weight), cap, epochs)
 
 
 def _placed(actor: Actor, recipe: Recipe) -> Actor:
@@ -284,5 +316,5 @@ def splits(recipe: Recipe) -> dict[str, tuple[Dataset, ...]]:
     """The data sets of `valid` and `test`, as far as the recipe has them."""
     nodes = {"valid": recipe.data.valid, "test": recipe.data.test}
     return {
-        name: tuple(dataset for dataset, _ in _datasets(recipe, chosen)) for name, chosen in nodes.items() if chosen
+        name: tuple(source.dataset for source in _sources(recipe, chosen)) for name, chosen in nodes.items() if chosen
     }

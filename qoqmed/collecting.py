@@ -73,6 +73,8 @@ class Collector:
         for number in range(1, self.stage.config.rounds if how == "resample" else 1):
             if sum(gather(len(made.groups))) >= self.stage.prompts or any(gather(bool(made.errors))):
                 break
+            if self.stage.sampler.exhausted:  # on all ranks alike: they draw from one order
+                break
             made += self._round(step, number)
         return self._first(made)
 
@@ -83,7 +85,7 @@ class Collector:
             admitted = sort_out(self.feeder.take([place for _, place in mine]))
             if self.actor.on_error == "stop" and any(gather(bool(admitted.refused))):
                 return Collected(errors=admitted.refused)
-            if step + 1 < self.stage.steps:
+            if step + 1 < self.stage.steps and not self.stage.sampler.exhausted:
                 then = drawn(self.stage, copy(self.stage.sampler), self.rank, self.world)
                 self.feeder.ahead([place for _, place in then])
         orders = [mine[place][0] for place in admitted.kept]

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from qoqmed.checkpoint.files import replace_text
 from qoqmed.checkpoint.folder import write_tensors
+from qoqmed.run import RunFolder
 from qoqmed.types import Group
 from qoqmed.updating import Broken
 
 SHARED = ("sources", "response", "lengths", "trainable", "grids")
 TEXT = ("token_ids", "targets", "positions")
+
+
+DUMPS = 64  # packs of updates that were left out, kept by each process of a run
+
+
+def keep_broken(
+    run: RunFolder, step: int, rank: int, broken: Sequence[Broken], groups: tuple[Group, ...], level: str
+) -> None:
+    """Keep what an update that was left out had come from in the run's `dumps/`, and say so in its log."""
+    folder = run.path / "dumps"
+    for one in broken:
+        number = len(list(folder.glob(f"*-{rank:05d}-*.safetensors")))
+        if number == DUMPS:
+            run.warn(f"step {step}: update left out; {folder} holds enough of them")
+            break
+        path = folder / f"step-{step:08d}-{rank:05d}-{number}.safetensors"
+        write_dump(path, one, groups, level)
+        run.warn(f"step {step}: update left out; its pack is kept in {path}")
 
 
 def write_dump(path: Path, broken: Broken, groups: tuple[Group, ...], level: str) -> None:

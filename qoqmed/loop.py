@@ -15,12 +15,13 @@ from qoqmed.alarms import WINDOW, alarms, count_invalid, drifts, invalid_share, 
 from qoqmed.build import Parts, Stage, callbacks, loggers
 from qoqmed.callbacks.traces import Traces
 from qoqmed.collecting import Collected, Collector
-from qoqmed.dumping import write_dump
+from qoqmed.dumping import keep_broken
 from qoqmed.errors import UserError
 from qoqmed.estimating import Estimate, Known, estimate
 from qoqmed.evaluating import Evaluator
 from qoqmed.feeding import Feeder
 from qoqmed.interrupts import Interrupts
+from qoqmed.notices import beginning, ending, opening
 from qoqmed.parallel import FSDP2Strategy, add_up, gather
 from qoqmed.run import RunFolder
 from qoqmed.saving import Begun, Saver, TrainingState, training_state
@@ -37,8 +38,6 @@ from qoqmed.updating import (
     score,
     set_learning_rate,
 )
-
-DUMPS = 64  # packs of updates that were left out, kept by each process of a run
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Loop:
         self.advantages: Sequence[Sequence[float]] = ()
         self.seconds: dict[str, float] = {}
         self.alarms: Sequence[str] = ()
+        self.notices: Sequence[str] = ()
         self.loggers = loggers(self.recipe, run.path) if self.is_global_zero else []
         self.callbacks = [*callbacks(self.recipe), Traces(self.recipe.traces, parts.loaded.tokenizer.decode)]
         heard = partial(self.call, "on_validation_end")
@@ -91,7 +91,7 @@ class Loop:
     def fit(self) -> Result:
         """All stages, from where the state stands. Ctrl-C ends the step, saves, and returns an unfinished result."""
         with Interrupts() as self.interrupts:
-            self.call("on_fit_start")
+            self.tell("on_fit_start", opening(self.recipe, self.run.path))
             if not self.state.evaluations:
                 self.evaluate("start")
             while self.state.stage < len(self.parts.stages) and not self.interrupted():
@@ -106,7 +106,7 @@ class Loop:
         self.stage, self.steps = stage.config, stage.steps
         self.start_stage(stage)
         self.should_stop = self.should_stop and self.state.step > 0  # what was asked of an earlier stage is over
-        self.call("on_train_start")
+        self.tell("on_train_start", beginning(stage))
         if self.validate():  # owed by a run that was interrupted here
             self.save(stage, best=True)
         admit = partial(self.actor.admit_one, needs=stage.needs)
@@ -115,7 +115,7 @@ class Loop:
             self.collector = Collector(
                 self.actor, self.feeder, stage, self.parts.sampling, self.recipe.seed, *ranks, self.phase
             )
-            while self.state.step < stage.steps and not self.should_stop:
+            while self.state.step < stage.steps and not self.should_stop and not stage.sampler.exhausted:
                 self.step(stage)
                 if self.interrupted():
                     return self.save(stage)
@@ -123,7 +123,7 @@ class Loop:
                 if better or self.due(self.recipe.trainer.checkpoint_every):
                     self.save(stage, best=better)
         better = self.evaluate(stage.config.name)
-        self.call("on_train_end")
+        self.tell("on_train_end", ending(stage, self.state.step, self.should_stop))
         self.state.stage, self.state.step, self.should_stop = self.state.stage + 1, 0, False
         return self.save(stage, best=better)
 
@@ -242,15 +242,8 @@ class Loop:
 
     def dump(self, broken: Sequence[Broken]) -> None:
         """Keep what an update that was left out had come from, as far as the recipe's `traces` let it be kept."""
-        folder, rank = self.run.path / "dumps", self.fabric.global_rank
-        for one in broken:
-            number = len(list(folder.glob(f"*-{rank:05d}-*.safetensors")))
-            if number == DUMPS:
-                self.run.warn(f"step {self.global_step + 1}: update left out; {folder} holds enough of them")
-                break
-            path = folder / f"step-{self.global_step + 1:08d}-{rank:05d}-{number}.safetensors"
-            write_dump(path, one, self.groups, self.recipe.traces)
-            self.run.warn(f"step {self.global_step + 1}: update left out; its pack is kept in {path}")
+        step, rank = self.global_step + 1, self.fabric.global_rank
+        keep_broken(self.run, step, rank, broken, self.groups, self.recipe.traces)
 
     def report(self, stage: Stage, groups: Sequence[Group], step: StepReport) -> None:
         rows = dict(step.metrics)
@@ -321,6 +314,13 @@ class Loop:
     def call(self, hook: str, **arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(trainer=self, pl_module=self.module, **arguments)
+
+    def tell(self, hook: str, notices: Sequence[str]) -> None:
+        """A hook whose callbacks find in `notices` what the user should know now; log.txt has it, too."""
+        self.notices = notices
+        for notice in notices:
+            self.run.warn(notice)
+        self.call(hook)
 
     def close(self, status: str) -> None:
         """However the run ended. status: success, interrupted or failed."""

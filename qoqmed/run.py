@@ -32,8 +32,10 @@ _FREE = (  # what may differ between a run and its resumption: it does not chang
     *(f"trainer.{key}" for key in ("checkpoint_every", "keep", "max_invalid", "max_skipped")),
     *(f"data.{key}" for key in ("root", "workers", "cache_mb", "on_error")),
     "rollout.max_logp_difference",
+    *(f"rewards.KEY.{key}" for key in ("workers", "timeout_s")),
     *("loggers", "callbacks", "traces", "evaluation"),
 )
+_FREE_PATH = re.compile("|".join(rf"{re.escape(path).replace('KEY', '[^.]+')}(\.|$)" for path in _FREE))
 
 
 class RunFolder:
@@ -225,7 +227,7 @@ def same_recipe(stored: Recipe, recipe: Recipe) -> None:
     problems = [
         Problem("a checkpoint of another recipe", path, _spell(new, path), f"{_spell(old, path)} (of the run)")
         for path in differing
-        if not any(path == free or path.startswith(f"{free}.") for free in _FREE)
+        if not _FREE_PATH.match(path)
     ]
     if problems:
         last = problems[-1]

@@ -53,7 +53,7 @@ def shown(content, width=160):
 def loop(tmp_path=Path("run"), **fields):
     known = {"is_global_zero": True, "evaluations": [], "stage": SimpleNamespace(name="drpo"), "should_stop": False}
     run = SimpleNamespace(path=tmp_path, checkpoints=tmp_path / "checkpoints")
-    return SimpleNamespace(**{**known, "alarms": [], "run": run, "global_step": 0, **fields})
+    return SimpleNamespace(**{**known, "alarms": [], "notices": [], "run": run, "global_step": 0, **fields})
 
 
 def call(callback, hook, trainer, **arguments):

@@ -148,7 +148,7 @@ def test_a_wrong_override_is_named_as_written(override: str, where: str, text: s
         ("data.train.0.weight=0", "data.train.0.weight", "above 0"),
         ("evaluation.every=5", "data.valid", "nothing to evaluate"),
         ("rewards={accuracy: {weight: 0}}", "rewards", "weight 0"),
-        ("rewards.acuracy=1", "rewards.acuracy", "did you mean 'accuracy'?"),
+        ("rewards.acuracy=1", "rewards.acuracy", "did you mean 'accuracy' or 'label_accuracy'?"),
         ("stages.0.objective.name=sftt", "stages.0.objective.name", "did you mean 'sft'?"),
         ("stages.1.name=first", "stages.0.name, stages.1.name", "2 stages have the same name"),
         ("stages.0.data.domains=[xray]", "stages.0.data.domains", "chest_xray"),

@@ -14,6 +14,7 @@ import pytest
 from tiny_run import place, read
 
 from qoqmed import registry
+from qoqmed.config.deep import BESIDE
 from qoqmed.config.schema import LoraConfig, Node, Recipe, RewardConfig, StageConfig
 from qoqmed.contracts import GROUPS
 from qoqmed.fit import fit
@@ -90,6 +91,10 @@ def keys(kind: type, path: str = "") -> Iterator[tuple[str, str]]:
 def test_every_key_of_a_recipe_is_described_with_its_default() -> None:
     told = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(section("recipes.md", "## Keys"))}
     assert told == dict(keys(Recipe))
+
+
+def test_what_stands_beside_a_data_set_is_described() -> None:
+    assert [cells[0].strip("`") for cells in rows(section("recipes.md", "## Mixtures"))] == list(BESIDE["datasets"])
 
 
 def test_every_argument_of_our_plugins_is_described_with_its_default() -> None:

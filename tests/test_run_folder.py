@@ -94,9 +94,10 @@ def test_the_newest_run_with_a_checkpoint_is_resumed(tmp_path):
 
 
 def test_only_what_defines_the_training_must_agree():
-    same_recipe(RECIPE, RECIPE)
+    own = replace(RECIPE, rewards={"slow": RewardConfig("iou", 0.5)})
     free = replace(
-        RECIPE,
+        own,
+        rewards={"slow": RewardConfig("iou", 0.5, workers=4, timeout_s=2.5)},
         trainer=TrainerConfig(devices=2, checkpoint_every=1, keep=9, threads=2, out="elsewhere", strategy="fsdp2"),
         data=DataConfig(root="/data", workers=4, cache_mb=0),
         evaluation=EvaluationConfig(every=2, patience=3),
@@ -104,7 +105,10 @@ def test_only_what_defines_the_training_must_agree():
         callbacks=(Node("progress", {"note": "x"}),),
         traces="full",
     )
-    same_recipe(RECIPE, free)
+    same_recipe(own, free)
+    with pytest.raises(RunError) as caught:
+        same_recipe(own, replace(free, rewards={"slow": RewardConfig("iou", 0.5, arguments={"part": {"workers": 1}})}))
+    assert [problem.where for problem in caught.value.problems] == ["rewards.slow.part.workers"]
 
 
 def test_every_difference_is_told_with_its_path():

@@ -189,6 +189,16 @@ def test_when_all_epochs_have_been_had_nothing_is_drawn(more):
         assert seen.total() == 135  # 1.5 times 90
 
 
+def test_epochs_without_a_case_are_passed_over():
+    sampler = Sampler([source(6), source(1)], [1.0, 0.25], epochs=[1, 2])
+    assert [sampler.size(i) for i in range(9)] == [6, 0, 0, 1, 0, 0, 0, 1, 0]
+    drawn = []
+    while not sampler.exhausted:
+        drawn.append((sampler.epoch, sampler.draw(4)))
+    assert [(at, len(pairs)) for at, pairs in drawn] == [(0, 4), (0, 2), (1, 1), (4, 1)]
+    assert [pairs for _, pairs in drawn[2:]] == [[(1, 0)]] * 2 and sampler.over(8) and not sampler.over(7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

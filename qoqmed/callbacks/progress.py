@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -38,9 +39,12 @@ class Progress(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._print(f"run folder: {trainer.run.path}")
+            self._warn(trainer.notices)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._started, self._shown, self._steps, self._last = time.monotonic(), -self.every_s, 0, None
+        if trainer.is_global_zero:
+            self._warn(trainer.notices)
         if trainer.is_global_zero and self.console.is_interactive:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
@@ -53,8 +57,7 @@ class Progress(Callback):
         now = time.monotonic()
         self._steps += 1
         self._last = outputs
-        for alarm in trainer.alarms:
-            self._print(Text(f"warning: step {outputs.global_step}: {alarm}", style="yellow"))
+        self._warn(f"step {outputs.global_step}: {alarm}" for alarm in trainer.alarms)
         line = step_line(outputs, (now - self._started) / self._steps * (outputs.steps - outputs.step))
         if self._live is not None:
             self._live.update(Group(line, domain_table(outputs)) if outputs.domains else line, refresh=True)
@@ -71,6 +74,8 @@ class Progress(Callback):
         self._stop()
         if not live and self._last is not None and self._last.domains:
             self._print(domain_table(self._last))
+        if trainer.is_global_zero:
+            self._warn(trainer.notices)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         table = change_table(trainer.evaluations, self.metric, self.note) if trainer.is_global_zero else None
@@ -93,6 +98,10 @@ class Progress(Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self._print(Text(f"warning: {text}", style="yellow"))
 
     def _print(self, content: RenderableType) -> None:
         self.console.print(content, soft_wrap=not self.console.is_interactive, highlight=False)

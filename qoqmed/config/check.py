@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed.config.deep import check_plugins, minibatch, process_count, prompts_per_step
+from qoqmed.config.mixing import parts_of_domains, sources
 from qoqmed.config.schema import TRAINABLE, Node, Recipe, StageConfig
 from qoqmed.errors import PluginError, Problem, near
-from qoqmed.registry import available, find, fits
+from qoqmed.registry import available, find
 from qoqmed.types import SPATIAL
 
 _FOLDER_NAME = re.compile(r"[\w.\-]+")  # names that become folders
@@ -99,10 +100,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 "no part of this recipe reads this modality", "data.modalities", repr(modality), expected, mend
             )
-    for group, node in nodes(recipe):
-        weight = node.arguments.get("weight", 1.0)
-        if group == "datasets" and not (fits(weight, float) and weight > 0):
-            yield Problem("not a weight in the mixture", f"{node.where}.weight", repr(weight), "a number above 0")
+    yield from sources(recipe)
     if recipe.evaluation.every and not data.valid:
         yield Problem("there is nothing to evaluate", "data.valid", "[]", "a data set, or evaluation.every=0")
 
@@ -161,6 +159,7 @@ def _stage(recipe: Recipe, stage: StageConfig, where: str) -> Iterator[Problem]:
         if domain not in domains:
             expected = f"all, or a list of {', '.join(domains)}"
             yield Problem("no such domain", f"{where}.data.domains", repr(domain), expected, near(domain, domains))
+    yield from parts_of_domains(stage.data, f"{where}.data", domains)
     encoders = _encoders(recipe)
     parts = _parts(recipe)
     for part in stage.train:

@@ -19,7 +19,7 @@ PROVIDED: Mapping[str, Sequence[str]] = {
 }
 # Keys of the recipe that stand beside a plugin's arguments.
 BESIDE: Mapping[str, Sequence[str]] = {
-    "datasets": ("weight",),
+    "datasets": ("weight", "cap", "epochs"),
     "rewards": ("weight", "domains", "share", "workers", "timeout_s"),
     "rollouts": ("n", "temperature", "top_p", "top_k", "max_new_tokens", "prompts"),
 }

@@ -14,6 +14,7 @@ So it is with the parts that a temperature, weights and caps of domains make (se
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class Sampler:
         shares.check_bounds(caps, epochs, len(datasets))
         shares.check_domains(wanted, present)
         if balanced and (temperature != 1 or scales or ceilings):
-            mend = "balanced is a temperature without end: give that, .inf, beside weights and caps of domains"
+            mend = "a large temperature, such as 1000, makes them nearly equal beside weights and caps of domains"
             raise DataError(Problem("balanced makes the domains' parts equal, and they are given otherwise", mend=mend))
         names = sorted(present if wanted is None else wanted)
         shares.check_parts(temperature, scales, ceilings, names)
@@ -105,15 +106,27 @@ class Sampler:
 
     def draw(self, count: int) -> list[tuple[int, int]]:
         """The next `count` cases; fewer at the end of an epoch, which is never mixed with the next one. Raises
-        DataError where every data set has come as often as its `epochs` allow."""
-        if not len(self._order) and self._drawn(self.epoch + FAR) == self._drawn(self.epoch):
+        DataError where nothing is left."""
+        if self.exhausted:
             what, mend = "every data set has had all its epochs", "fewer steps, or more epochs for a data set"
             raise DataError(Problem(what, got=f"epoch {self.epoch}", mend=mend))
+        if not len(self._order):
+            before = self._drawn(self.epoch)
+            self._turn_to(bisect_right(range(self.epoch + FAR), before, lo=self.epoch, key=self._drawn) - 1, 0)
         taken = self._order[self.position : self.position + count]
         self.position += len(taken)
         if self.position == len(self._order):
             self._turn_to(self.epoch + 1, 0)
         return [(int(source), int(index)) for source, index in taken]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left: every data set has come as often as its `epochs` allow."""
+        return not len(self._order) and self.over(self.epoch)
+
+    def over(self, epoch: int) -> bool:
+        """Whether no case comes in this epoch or a later one."""
+        return self._drawn(epoch + FAR) == self._drawn(epoch)
 
     def size(self, epoch: int = 0) -> int:
         """Cases of an epoch; with weights that are not whole it may differ by one a domain between epochs."""
