@@ -85,7 +85,7 @@ def engine_row(name: str, size: Mapping[str, Any], device: str) -> dict[str, Any
             found = actor.handle.policy(item).log_probs.cpu()
             given = [value for g, i in item.members for value in groups[g].rollouts[i].log_probs]
             gaps.append((found - torch.tensor(given)).abs())
-    actor.engine.close()
+    actor.close()
     gap = torch.cat(gaps)
     figures = {"tokens/s": rate, "first call s": first, "sync s": sync}
     return {**figures, "gap mean": gap.mean().item(), "gap max": gap.max().item()}

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -218,7 +219,8 @@ def test_python_calls_fit_their_signatures_and_cheap_ones_run(
         inspect.signature(getattr(qoqmed, name)).bind(*call.args, **{word.arg or "": 0 for word in call.keywords})
     if {name for name, _ in found} <= CHEAP_CALLS:
         monkeypatch.chdir(workspace(block.page, tmp_path))
-        exec(compile(block.text, str(block.page), "exec"), {})
+        Path("shown.py").write_text(block.text)
+        runpy.run_path("shown.py")
         assert capsys.readouterr().out
 
 

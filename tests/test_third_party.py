@@ -88,7 +88,7 @@ def test_without_it_the_recipe_says_what_is_installed(recipe: Path, capsys: Any)
     assert run("recipe", "check", recipe) == 2
     text = capsys.readouterr().err
     assert "rewards.brief: no such plugin in qoqmed.rewards" in text
-    assert "installed: accuracy, format, iou" in text
+    assert "installed: accuracy, exact_match, format, " in text
 
 
 BLAMED = "of qoqmed-tiny-reward 0.3.0 (qoqmed."
