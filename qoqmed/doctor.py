@@ -25,6 +25,7 @@ _EXTRAS = {
     "ecg": "ECG files",
     "imaging": "DICOM and NIfTI",
     "video": "video files",
+    "parquet": "Parquet tables of `qoqmed data build`",
     "timm": "the encoder timm_image",
     "lora": "low-rank adapters",
     "plot": "the picture of `qoqmed advantage`",

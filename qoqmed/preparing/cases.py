@@ -12,8 +12,9 @@ from qoqmed.media import masks
 from qoqmed.media.paths import resolve
 from qoqmed.preparing import finding
 from qoqmed.preparing.binding import bound, cell, columns, filled
-from qoqmed.preparing.labels import READERS, Marked, merged
+from qoqmed.preparing.labels import READERS, merged
 from qoqmed.preparing.left_out import LeftOut
+from qoqmed.preparing.marked import Marked
 from qoqmed.preparing.rows import rows
 from qoqmed.preparing.spec import MediumSpec, Spec
 from qoqmed.types import Mask
@@ -124,7 +125,7 @@ class Maker:
 
     def _medium(self, medium: MediumSpec, path: str, row: Mapping[str, str]) -> dict[str, Any]:
         made: dict[str, Any] = {"modality": medium.modality, "path": path}
-        view = filled(medium.view, row, f"{self.spec.name}.media")
+        view = filled(medium.view, row, f"{self.spec.name}.media").strip()
         made |= {"view": view} if view else {}
         made |= {"frames": self.frames} if self.frames and medium.modality in ("volume", "video") else {}
         return made | dict(medium.options)

@@ -6,12 +6,12 @@ A source takes the folder and a `LeftOut`, and yields rows of texts. What it pas
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qoqmed.errors import DataError, Problem
-from qoqmed.preparing import finding, tables
+from qoqmed.preparing import dicom_fields, finding, tables
 from qoqmed.preparing.binding import bound, cell
 from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.mimic_iv import mimic_iv
@@ -26,12 +26,19 @@ def _listed(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
+def _nothing(kind: str, root: Path, wanted: Sequence[str]) -> DataError:
+    """Says what is in the folder instead: it is another one, or one above or below the right one."""
+    inside = sorted(item.name + "/" * item.is_dir() for item in root.iterdir())
+    got = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "") or "an empty folder"
+    mend = "SOURCE is the folder that the spec's layout shows: `qoqmed data specs NAME`"
+    return DataError(Problem(f"no {kind} of the data set is there", str(root), got, " or ".join(wanted), mend))
+
+
 def table(root: Path, out: LeftOut, path: Any, delimiter: str = ",") -> Iterator[dict[str, str]]:
     """One table after the other; a column `table` says which, without its ending. At least one must be there."""
     found = [root / name for name in _listed(path) if (root / name).is_file()]
     if not found:
-        mend = "SOURCE is the folder that the spec's layout shows"
-        raise DataError(Problem("no table of the data set is there", str(root), expected=str(path), mend=mend))
+        raise _nothing("table", root, _listed(path))
     for name in _listed(path):
         if root / name not in found:
             out.note(f"the table {name} is not there")
@@ -39,12 +46,18 @@ def table(root: Path, out: LeftOut, path: Any, delimiter: str = ",") -> Iterator
         yield from ({"table": file.name.split(".")[0]} | row for row in tables.read(file, delimiter))
 
 
-def files(root: Path, out: LeftOut, glob: Any, pattern: str, skip: str = "") -> Iterator[dict[str, str]]:
-    """A row a file: `path` under the folder, and the named groups of `pattern`. skip: what is no case (masks)."""
+def files(
+    root: Path, out: LeftOut, glob: Any, pattern: str, skip: str = "", header: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
+    """A row a file: `path` under the folder, and the named groups of `pattern`. skip: what is no case (masks).
+
+    header: column -> field of the file's DICOM header (`dicom_fields.FIELDS`).
+    """
     wanted, passed = finding.pattern(pattern, "rows.pattern"), finding.pattern(skip, "rows.skip") if skip else None
+    dicom_fields.require_listed(header or {}, "rows.header")
     names = sorted({name for one in _listed(glob) for name in finding.found(root, one)})
     if not names:
-        raise DataError(Problem("no file of the data set is there", str(root), expected=str(glob)))
+        raise _nothing("file", root, _listed(glob))
     for name in names:
         if passed and passed.search(name):
             continue
@@ -52,7 +65,8 @@ def files(root: Path, out: LeftOut, glob: Any, pattern: str, skip: str = "") -> 
         if match is None:
             out.add(name, "the file's name does not fit the spec's pattern")
             continue
-        yield {"path": name} | {key: value or "" for key, value in match.groupdict().items()}
+        told = dicom_fields.fields(root / name, header) if header else {}
+        yield {"path": name} | {key: value or "" for key, value in match.groupdict().items()} | told
 
 
 def headers(root: Path, out: LeftOut, glob: Any) -> Iterator[dict[str, str]]:
@@ -60,7 +74,7 @@ def headers(root: Path, out: LeftOut, glob: Any) -> Iterator[dict[str, str]]:
     `age`, `sex`, `dx`, .. (SNOMED codes, as the PhysioNet challenges of 2020 and 2021 wrote them)."""
     paths = [root / name for name in sorted({name for one in _listed(glob) for name in finding.found(root, one)})]
     if not paths:
-        raise DataError(Problem("no header of the data set is there", str(root), expected=str(glob)))
+        raise _nothing("header", root, _listed(glob))
     for path in paths:
         record = path.relative_to(root).with_suffix("").as_posix()
         if path.stat().st_size > MAX_HEADER_BYTES:
@@ -89,7 +103,8 @@ def rows(spec: Spec, root: Path, out: LeftOut) -> Iterator[dict[str, str]]:
         if whole is None:
             continue
         for name, derive in spec.derive.items():
-            match = derived[name].search(cell(whole, derive.column, f"{spec.name}.derive.{name}"))
+            column = next((one for one in derive.column if one in whole), derive.column[0])
+            match = derived[name].search(cell(whole, column, f"{spec.name}.derive.{name}"))
             whole[name] = next((part for part in match.groups() if part), "") if match else ""
         refused = next((keep for keep in spec.keep if not _kept(whole, keep, spec)), None)
         if refused is None:

@@ -35,9 +35,12 @@ class Join:
 
 @dataclass(frozen=True)
 class Derive:
-    """A column made of another's text: the first group that a pattern finds in it; "" where there is none."""
+    """A column made of another's text: the first group that a pattern finds in it; "" where there is none.
 
-    column: str
+    column: one, or several of which the first that the row has counts.
+    """
+
+    column: Sequence[str]
     pattern: str
 
 
@@ -176,6 +179,6 @@ def _value(kind: Any, key: str, value: Any, where: str, problems: list[Problem])
         named = items.items() if many is dict else enumerate(items)
         made = {name: _made(part, one, f"{where}.{name}", problems) for name, one in named}
         return made if many is dict else tuple(made.values())
-    if key in TEXTS:
+    if key in TEXTS or (kind is Derive and key == "column"):
         return tuple(str(item) for item in (value if isinstance(value, list) else [value]))
     return value

@@ -31,6 +31,9 @@ def assign(drafts: Sequence[Draft], spec: SplitSpec, shares: Shares, out: LeftOu
     """Split -> its drafts, in their order; every draft is in one, or told in `out`."""
     if not any(draft.patient for draft in drafts):
         out.note("no patients are known: each case counts as its own")
+    if spec.column and shares.published and not any(draft.split for draft in drafts):
+        out.note("the publisher's splits are not there: they are drawn")
+        return _drawn(drafts, {"valid": shares.valid, "test": shares.test}, shares.seed)
     if not (spec.column and shares.published):
         return _drawn(drafts, {"valid": shares.valid, "test": shares.test}, shares.seed)
     of_value = {value: split for split in SPLITS for value in getattr(spec, split)}
@@ -41,10 +44,11 @@ def assign(drafts: Sequence[Draft], spec: SplitSpec, shares: Shares, out: LeftOu
             out.add(draft.id, f"the split {draft.split!r} is not in the spec")
         else:
             splits[split].append(draft)
+    splits = _apart(splits, out)  # before the draw: else a patient of the test part may be drawn into the valid one
     missing = {split: getattr(shares, split) for split in ("valid", "test") if not getattr(spec, split)}
     if missing:
         splits |= {name: part or splits[name] for name, part in _drawn(splits["train"], missing, shares.seed).items()}
-    return _apart(splits, out)
+    return splits
 
 
 def _apart(splits: dict[str, list[Draft]], out: LeftOut) -> dict[str, list[Draft]]:

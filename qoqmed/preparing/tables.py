@@ -10,12 +10,11 @@ import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qoqmed.errors import DataError, Problem
+from qoqmed.media.refusals import need
 
 Row = Mapping[str, str]
 WHOLE = re.compile(r"-?\d+\.0+")
@@ -79,10 +78,10 @@ def _json(path: Path, kind: str) -> list[Any]:
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """With pyarrow, batch by batch."""
-    if find_spec("pyarrow") is None:
-        mend = "install pyarrow, or save the table as CSV"
-        raise DataError(Problem("Parquet needs the package pyarrow", str(path), mend=mend))
-    file = import_module("pyarrow.parquet").ParquetFile(path)
-    for batch in file.iter_batches():
-        yield from batch.to_pylist()
+    """With pyarrow, batch by batch. Raises UserError without it, and DataError for a file that is no Parquet."""
+    parquet = need("pyarrow.parquet", "parquet")
+    try:  # only opening and reading tell
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise DataError(Problem("the table cannot be read", str(path), str(error)[:200])) from error
