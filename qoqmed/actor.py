@@ -12,6 +12,7 @@ from pathlib import Path
 from qoqmed.contracts import Dataset, Reward, Rollouts
 from qoqmed.datasets.ablation import leave_out
 from qoqmed.errors import DataError, Problem
+from qoqmed.geometry import SIZES
 from qoqmed.media import masks
 from qoqmed.media.cache import MediaCache
 from qoqmed.media.refusals import of_row
@@ -22,7 +23,7 @@ from qoqmed.policy.prompting import Prompter
 from qoqmed.rewards.combine import combine, judge
 from qoqmed.rewards.pool import Pooled
 from qoqmed.rewards.routing import Routing
-from qoqmed.types import Case, Group, Mask, Needs, Rollout, Sampling, Verdict
+from qoqmed.types import BOX_SOURCE, Case, Group, Mask, Needs, Rollout, Sampling, Verdict
 
 PAIR = ("dpo/chosen", "dpo/rejected")  # attributes of a case that brings its pair
 
@@ -86,11 +87,17 @@ def complete(case: Case, root: Path, media: MediaCache) -> Case:
     boxes = target.boxes
     if boxes is None and array.any():
         boxes = masks.boxes_of_mask(array, ", ".join(target.labels or ()), target.mask.medium)
-    return replace(case, target=replace(target, mask=Mask(None, array, target.mask.medium), boxes=boxes))
+    target = replace(target, mask=Mask(None, array, target.mask.medium), boxes=boxes)
+    if boxes is case.target.boxes or not case.mask_source:
+        return replace(case, target=target)
+    return replace(case, target=target, attributes={**case.attributes, BOX_SOURCE: case.mask_source})
 
 
 def _fitted(case: Case, prompt: Prompt) -> Case:
-    """The mask at the size of its picture. Raises MediaError where their shapes differ."""
+    """The sizes of its media, and the mask at that of its picture. Raises MediaError where their shapes differ."""
+    if SIZES not in case.attributes:
+        sizes = [None if one is None else [one.width, one.height] for one in prompt.geometries]
+        case = replace(case, attributes={**case.attributes, SIZES: sizes})
     mask = case.target.mask
     geometry = None if mask is None else dict(enumerate(prompt.geometries)).get(mask.medium)
     if mask is None or mask.array is None or geometry is None:

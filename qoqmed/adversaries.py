@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from qoqmed.contracts import BoxFrame, Task
+from qoqmed.reading import MAX_BOXES
 from qoqmed.tasks import form
 from qoqmed.types import Box, Case
 
@@ -58,6 +59,12 @@ def guesses(case: Case, frame: BoxFrame) -> list[str]:
     return [
         f"{_boxed(case, frame, [(0.25, 0.25, 0.75, 0.75)], label)}\n{_answer([label])}" for label in case.label_space
     ]
+
+
+def flood(case: Case, frame: BoxFrame) -> str:
+    """The right answer, with as many boxes of its label as are read: what they add is what flooding pays."""
+    labels = case.target.labels or ()
+    return f"{_boxed(case, frame, list(islice(grid(), MAX_BOXES)), ', '.join(labels))}\n{_answer(labels)}"
 
 
 def grid() -> Iterator[tuple[float, float, float, float]]:

@@ -88,7 +88,11 @@ class Encoder(Protocol):
 
 
 class Domain(Protocol):
-    """A clinical domain of the papers, or a user's own."""
+    """A clinical domain of the papers, or a user's own.
+
+    It may have: questions(dataset) -> tuple of texts, the phrasings for one data set in place of `phrasings`; sets, by
+    data set an object with multi (several labels may hold), as `qoqmed data build` asks for it.
+    """
 
     name: str
     title: str

@@ -185,7 +185,8 @@ def summarise(config: EvaluationConfig, groups: Sequence[Group], predictions: Se
 
 
 def _rewards(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the cases where a reward is applicable: `reward` (combined) and `rewards/<name>`."""
+    """Means over the cases where a reward is applicable: `reward` (combined) and `rewards/<name>`; of the latter
+    `rewards/<name>/pseudo_masks` over those that were compared with what no person drew."""
     values: dict[str, list[float]] = {}
     for group in groups:
         if group.rewards[0] is not None:
@@ -193,6 +194,8 @@ def _rewards(groups: Sequence[Group]) -> dict[str, float]:
         for name, verdict in group.verdicts[0].items():
             if verdict.value is not None:
                 values.setdefault(f"rewards/{name}", []).append(verdict.value)
+                if verdict.source:
+                    values.setdefault(f"rewards/{name}/pseudo_masks", []).append(verdict.value)
     return {name: sum(items) / len(items) for name, items in values.items()}
 
 

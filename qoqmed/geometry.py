@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_ASPECT = 200
+SIZES = "media/sizes_px"  # attribute of a case: [width, height] or null of each medium
 
 Units = Literal["original", "resized", "normalised"]
 

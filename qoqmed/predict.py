@@ -22,7 +22,7 @@ from qoqmed.tasks import form
 from qoqmed.types import Answer, Case, Group, Reading, Rollout, Sampling, Target
 
 ASKED = "predict"  # id of the case, name of its task
-UNASKED = ("think_missing", "boxed_missing")  # flaws of an answer whose form nobody asked for
+UNASKED = ("think_missing", "boxed_missing", "answer_line", "answer_tag")  # flaws of a form that nobody asked for
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qoqmed import config, registry
 from qoqmed.actor import complete
-from qoqmed.adversaries import adversaries, guesses
+from qoqmed.adversaries import adversaries, flood, guesses
 from qoqmed.build import OnDemand, make_reward, routing
 from qoqmed.config.deep import BESIDE
 from qoqmed.config.schema import Node, Recipe
@@ -21,16 +21,20 @@ from qoqmed.datasets.ablation import leave_out
 from qoqmed.errors import DataError, Problem, UserError
 from qoqmed.media.cache import MediaCache
 from qoqmed.reward_trial import Response, Trial, Tried, frame_of
+from qoqmed.reading import MAX_BOXES
 from qoqmed.rewards.pool import Pooled
+from qoqmed.tasks import form
 from qoqmed.types import Case
 
 SEARCHED = 10_000  # rows of a data set in which cases of different domains are looked for
 GOLD, GUESS = "the gold answer", "an honest guess"  # to compare with
+FLOOD = f"the right answer, {MAX_BOXES} boxes"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """cases: their ids. synthetic: they are made up. references: gold and guess. tried: the highest score first."""
+    """cases: their ids. synthetic: they are made up. references: gold, guess, and the right answer with a flood of boxes.
+    tried: the highest score first."""
 
     cases: tuple[str, ...]
     synthetic: bool
@@ -97,9 +101,10 @@ def check_rewards(
 
 
 def _references(cases: Sequence[Case], tasks: Mapping[str, Task]) -> dict[str, list[Response]]:
-    out: dict[str, list[Response]] = {GOLD: [], GUESS: []}
+    out: dict[str, list[Response]] = {GOLD: [], GUESS: [], FLOOD: []}
     for case in cases:
         frame = frame_of(case)
+        out[FLOOD] += [(case, flood(case, frame))] if case.target.labels and form.pictures(case) else []
         out[GUESS] += [(case, text) for text in guesses(case, frame)]
         try:
             out[GOLD].append((case, tasks[case.task].target(case, frame)))

@@ -13,14 +13,15 @@ from qoqmed.build import make_reward, routing
 from qoqmed.config.schema import Node, RewardConfig
 from qoqmed.contracts import Reward, Task
 from qoqmed.datasets import fields
+from qoqmed.datasets.attributes import check_attributes
 from qoqmed.errors import DataError, Problem, UserError, near
-from qoqmed.geometry import Geometry
+from qoqmed.geometry import SIZES, Geometry
 from qoqmed.json_lines import rows
 from qoqmed.media import masks
 from qoqmed.media.refusals import of_row
 from qoqmed.rewards.combine import combine, judge
 from qoqmed.rewards.pool import Pooled
-from qoqmed.types import Case, Mask, Medium, Reading, Rollout, Target, Verdict
+from qoqmed.types import MASK_SOURCE, Case, Mask, Medium, Reading, Rollout, Target, Verdict
 
 PAPER = {"accuracy": 0.6, "iou": 0.2, "format": 0.2}  # QoQ-Med's weights
 UNITS = {"width": "pixels", "height": "pixels", "tokens": "tokens"}
@@ -146,9 +147,13 @@ def _response(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, R
         attributes = given.get("attributes", {})
         if not isinstance(attributes, dict):
             raise fields.wrong("'attributes' is no object", repr(attributes))
+        drawn_by = fields.text(given, "mask_source").strip()
+        attributes = {SIZES: [[width, height]]} | ({MASK_SOURCE: drawn_by} if drawn_by and mask else {}) | attributes
     media = (Medium("image", path=case_id),)  # never opened: it says that boxes have a picture to lie on
     target = Target(labels=labels, text=reference or None, boxes=boxes, mask=mask)
     case = Case(case_id, domain, "", task, "", media, space, target, attributes=attributes)
+    with of_row(where):
+        check_attributes(case)
     return case, Rollout(case_id, 0, (0,) * tokens, response), (width, height)
 
 

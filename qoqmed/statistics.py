@@ -10,7 +10,7 @@ import torch
 from qoqmed.advantages.table import Advantages
 from qoqmed.estimating import Estimate
 from qoqmed.parallel import gather
-from qoqmed.types import DomainStep, Group
+from qoqmed.types import DomainStep, Group, Verdict
 from qoqmed.updating import Updated
 
 
@@ -21,6 +21,7 @@ class GroupFacts:
     domain: str
     rewards: tuple[float | None, ...]
     values: Mapping[str, tuple[float, ...]]  # reward name -> its applicable values
+    pseudo: Mapping[str, tuple[float, ...]]  # of these, those against what no person drew (`Verdict.source`)
     lengths: tuple[int, ...]
     cut: int  # responses that hit the length limit
     flawed: int  # responses with a flaw in their reading
@@ -31,13 +32,13 @@ def facts(groups: Sequence[Group]) -> list[GroupFacts]:
     mine = []
     for group in groups:
         names = list(group.verdicts[0]) if group.verdicts else []
-        verdicts = group.verdicts
-        values = {name: tuple(v[name].value for v in verdicts if v[name].value is not None) for name in names}
+        columns = {name: [row[name] for row in group.verdicts] for name in names}
         mine.append(
             GroupFacts(
                 group.case.domain,
                 group.rewards,
-                {name: tuple(x for x in row if x is not None) for name, row in values.items()},
+                {name: _values(column) for name, column in columns.items()},
+                {name: _values([one for one in column if one.source]) for name, column in columns.items()},
                 tuple(len(rollout.token_ids) for rollout in group.rollouts),
                 sum(rollout.finish_reason == "length" for rollout in group.rollouts),
                 sum(bool(reading.flaws) for reading in group.readings),
@@ -87,7 +88,15 @@ def _reward_metrics(everyone: Sequence[GroupFacts]) -> dict[str, float]:
         if values:
             out[f"rewards/{name}/mean"] = _mean(values)
             out[f"rewards/{name}/std"] = torch.tensor(values).std(correction=0).item()
+        pseudo = [value for fact in everyone for value in fact.pseudo.get(name, ())]
+        if pseudo:
+            out[f"rewards/{name}/pseudo_masks"] = _mean(pseudo)
+            out[f"rewards/{name}/pseudo_masks_share"] = len(pseudo) / len(values)
     return out
+
+
+def _values(verdicts: Sequence[Verdict]) -> tuple[float, ...]:
+    return tuple(verdict.value for verdict in verdicts if verdict.value is not None)
 
 
 def domain_steps(everyone: Sequence[GroupFacts], advantages: Advantages | None) -> dict[str, DomainStep]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qoqmed.packing import Prompt
 
 SPATIAL = frozenset({"image", "volume", "video"})  # the media that a backbone's vision tower reads
+MASK_SOURCE = "mask/source"  # attribute of a case: who drew its mask, where no person did
+BOX_SOURCE = "boxes/source"  # the same of its boxes; boxes taken from such a mask get it
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,16 @@ class Case:
     patient: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def mask_source(self) -> str:
+        """Who drew the mask, as the name of a model; "" where a person did, or there is none."""
+        return str(self.attributes.get(MASK_SOURCE, ""))
+
+    @property
+    def box_source(self) -> str:
+        """The same of the boxes; those that are still to be taken from the mask are the mask's."""
+        return self.mask_source if self.target.boxes is None else str(self.attributes.get(BOX_SOURCE, ""))
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -143,13 +155,15 @@ class Status(Enum):
 class Verdict:
     """One reward's answer for one rollout. `value`: finite, in the reward's range, when status is OK; else None.
 
-    traceback: of a reward that failed or took too long; it may quote the response.
+    traceback: of a reward that failed or took too long; it may quote the response. source: who drew what the response
+    was compared with, where no person did (`Case.mask_source`): metrics count it apart.
     """
 
     value: float | None
     status: Status = Status.OK
     reason: str = ""
     traceback: str = ""
+    source: str = ""
 
     @classmethod
     def not_applicable(cls, reason: str) -> Verdict:
@@ -199,7 +213,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A line of the predictions format: what a model answered to a labelled case."""
+    """A line of the predictions format: what a model answered to a labelled case. mask_source: as of the case."""
 
     id: str
     domain: str
@@ -207,6 +221,7 @@ class Prediction:
     label_space: tuple[str, ...]
     target: tuple[str, ...]
     prediction: tuple[str, ...]
+    mask_source: str = ""
 
 
 @dataclass(frozen=True)

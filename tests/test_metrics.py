@@ -35,7 +35,7 @@ def test_by_hand():
     # a: TP 1, FN 1, FP 0, TN 1. b: TP 1, FP 1, FN 0, TN 1. c: TN 3.
     table = computed([row(1, "a", "a"), row(2, "a", "b"), row(3, "b", "b")])
     got = table["datasets"]["ct/set"]
-    assert set(got) == PROMISED | {"f1_present", "exact_match", "micro_f1", "support", "unknown"}
+    assert set(got) == PROMISED | {"f1_present", "exact_match", "micro_f1", "support", "unknown", "pseudo_masks"}
     assert got["accuracy"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert got["precision"] == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert got["recall"] == got["sensitivity"] == pytest.approx((1 / 2 + 1 + 0) / 3)

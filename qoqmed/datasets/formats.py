@@ -78,6 +78,7 @@ def conversations(row: Row) -> dict[str, Any]:
 FORMATS: Mapping[str, Format] = {"easyr1": easyr1, "climb": climb, "vqa": vqa, "conversations": conversations}
 JOINED = ("easyr1", "climb")  # their labels are one text
 BESIDE = ("easyr1", "climb")  # their paths start at the file's own folder
+TASKS = {"vqa": "vqa", "conversations": "report"}  # of rows that name none; else diagnosis
 
 
 def _kept(row: Row) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from qoqmed import registry
 from qoqmed.datasets import index_cache
 from qoqmed.datasets.fields import wrong
-from qoqmed.datasets.formats import BESIDE
+from qoqmed.datasets.formats import BESIDE, TASKS
 from qoqmed.datasets.index import Filter, parse, read_line, scan
 from qoqmed.datasets.rows import OURS, RowReader
 from qoqmed.media.refusals import of_row
@@ -26,6 +26,8 @@ from qoqmed.types import Case
 class JsonLines:
     """Map-style. `fingerprint` changes with the ids of the rows or their order.
 
+    task: of rows that name none; by default `vqa` and `report` for the formats `vqa` and `conversations`, else
+    `diagnosis`.
     format: `rows` (ours), `easyr1`, `climb`, `vqa` or `conversations`. defaults: our fields' values for rows that have
     none, as {domain: ct}. gather: the label space of a data set that has none is every label of it in the file.
     origins: number of rows by (domain, data set, licence), for model cards. A row states its licence in a field of that
@@ -39,7 +41,7 @@ class JsonLines:
         mapping: Mapping[str, str | None] | None = None,
         where: Filter | None = None,
         unless: Filter | None = None,
-        task: str = "diagnosis",
+        task: str | None = None,
         prefix: str | None = None,
         format: str = OURS,
         defaults: Mapping[str, Any] | None = None,
@@ -79,7 +81,7 @@ def reader_of(
     path: str,
     root: str | Path = ".",
     mapping: Mapping[str, str | None] | None = None,
-    task: str = "diagnosis",
+    task: str | None = None,
     prefix: str | None = None,
     format: str = OURS,
     defaults: Mapping[str, Any] | None = None,
@@ -89,4 +91,5 @@ def reader_of(
     folder = beside if prefix is None else prefix.rstrip("/")
     source = Path(path).parent.name if format == "climb" and Path(path).parent.name else Path(path).stem
     before = "" if folder in ("", ".") else f"{folder}/"
-    return RowReader(source, mapping, task, before, format, dict(defaults or {}), str(root))
+    asked = task or TASKS.get(format, "diagnosis")
+    return RowReader(source, mapping, asked, before, format, dict(defaults or {}), str(root))

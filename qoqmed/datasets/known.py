@@ -38,15 +38,17 @@ class KnownDomains:
             self._spaces[domain, dataset] = tuple(plugin.datasets.get(dataset, ())) if plugin else ()
         return self._spaces[domain, dataset]
 
-    def phrased(self, domain: str, case_id: str) -> str:
-        """One of the domain's phrasings, always the same one for an id."""
+    def phrased(self, domain: str, case_id: str, dataset: str = "") -> str:
+        """One of the domain's questions for the data set, else of its phrasings; always the same one for an id."""
         plugin = self.plugin(domain)
         if plugin is None:
             hint = near(domain, [info.name for info in registry.available("domains")])
             mend = hint or "give the row a question, or the domain a plugin"
             raise wrong(f"no question, and no plugin for the domain {domain!r} to phrase one", mend=mend)
         digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
-        return plugin.phrasings[int.from_bytes(digest) % len(plugin.phrasings)]
+        asked = getattr(plugin, "questions", None)
+        questions = (tuple(asked(dataset)) if callable(asked) else ()) or plugin.phrasings
+        return questions[int.from_bytes(digest) % len(questions)]
 
     def meant(self, *names: Any) -> str | None:
         """The one domain that a text names, or that has a data set of that name; None: not known, or not one alone."""

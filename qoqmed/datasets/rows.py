@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed.datasets import fields
+from qoqmed.datasets.attributes import check_attributes
 from qoqmed.datasets.fields import Given, text, texts, wrong
 from qoqmed.datasets.formats import FORMATS, JOINED, split_labels
 from qoqmed.datasets.known import KnownDomains
 from qoqmed.datasets.picture_size import picture_size
 from qoqmed.errors import near
-from qoqmed.types import SPATIAL, Box, Case, Mask, Medium, Target
+from qoqmed.types import MASK_SOURCE, SPATIAL, Box, Case, Mask, Medium, Target
 
 FIELDS = (
     "id", "domain", "dataset", "task", "question", "media", "view", "labels", "label_space", "boxes", "boxes_px",
@@ -110,8 +111,8 @@ class RowReader:
         if not isinstance(attributes, dict):
             raise wrong("'attributes' is no object", attributes)
         drawn_by = text(given, "mask_source").strip()
-        attributes = attributes | fields.pair(given) | ({"mask/source": drawn_by} if drawn_by else {})
         mask = text(given, "mask")
+        attributes = attributes | fields.pair(given) | ({MASK_SOURCE: drawn_by} if drawn_by and mask else {})
         space = self.space(given)
         target = Target(
             labels=self.labels(given, space),
@@ -122,10 +123,13 @@ class RowReader:
             time_days=fields.number(given, "time_days"),
             event=fields.truth(given, "event"),
         )
-        question = text(given, "question").strip() or self.known.phrased(domain, case_id)
+        question = text(given, "question").strip() or self.known.phrased(domain, case_id, dataset)
         task = text(given, "task") or self.task
         patient = text(given, "patient") or None
-        return Case(case_id, domain, dataset, task, question, media, space, target, patient, attributes)
+        case = Case(case_id, domain, dataset, task, question, media, space, target, patient, attributes)
+        if attributes:
+            check_attributes(case)
+        return case
 
     def space(self, given: Given) -> tuple[str, ...]:
         """The row's label space, else its domain's for the data set, else the file's; () where none is known."""

@@ -6,8 +6,8 @@ data sets (14), the overall one the mean over the domains that have cases (15; t
 label neither true nor predicted has F1 0 as in the paper; `f1_present` leaves such labels out.
 
 Beside the paper: sensitivity (recall's other name), exact_match (label sets equal, App. C.1), micro_f1 (counts pooled
-over labels), support (cases) and unknown (predicted texts outside the label space: wrong for exact_match, no label
-for the rest). Support and unknown are summed, not averaged.
+over labels), support (cases), unknown (predicted texts outside the label space: wrong for exact_match, no label
+for the rest) and pseudo_masks (cases whose mask no person drew). The last three are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ torchvision_ops.repair()  # torchmetrics imports torchvision, which may be built
 from torchmetrics import Metric  # noqa: E402
 
 Figures = dict[str, float]
-SUMMED = ("support", "unknown")
+SUMMED = ("support", "unknown", "pseudo_masks")
 
 
 class Clinical(Metric):
@@ -115,6 +115,7 @@ class Tally:
     cases: int = 0
     exact: int = 0
     unknown: int = 0
+    pseudo_masks: int = 0
 
     def add(self, prediction: Prediction) -> None:
         true, predicted = set(prediction.target), set(prediction.prediction)
@@ -123,6 +124,7 @@ class Tally:
         self.cases += 1
         self.exact += true == predicted
         self.unknown += len(predicted - set(prediction.label_space))
+        self.pseudo_masks += bool(prediction.mask_source)
 
     def figures(self) -> Figures:
         """The data set's figures: macro ones are means over its label space (equations 12 and 13)."""
@@ -137,6 +139,7 @@ class Tally:
             "micro_f1": _share(2 * tp, 2 * tp + fp + fn),
             "support": float(self.cases),
             "unknown": float(self.unknown),
+            "pseudo_masks": float(self.pseudo_masks),
         }
 
 

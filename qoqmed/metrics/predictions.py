@@ -1,6 +1,7 @@
 """Predictions: how one is made of a reading, and the JSON Lines file that `qoqmed metrics` reads.
 
-A line: {"id", "domain", "dataset", "label_space": [..], "target": [..], "prediction": [..]}; other keys are left alone.
+A line: {"id", "domain", "dataset", "label_space": [..], "target": [..], "prediction": [..]}, and "mask_source" where no
+person drew the case's mask; other keys are left alone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from qoqmed.types import Case, Prediction, Reading
 
 TEXTS = ("id", "domain", "dataset")
 LISTS = ("label_space", "target", "prediction")
+SOURCE = "mask_source"
 
 
 def prediction_of(case: Case, reading: Reading) -> Prediction:
     """What a response answered to a labelled case: its labels, then the words that are no label of the space."""
     unknown = tuple(flaw.detail for flaw in reading.flaws if flaw.kind == "unknown_label")
     labels = (reading.answer.labels or ()) + unknown
-    return Prediction(case.id, case.domain, case.dataset, case.label_space, case.target.labels or (), labels)
+    target = case.target.labels or ()
+    return Prediction(case.id, case.domain, case.dataset, case.label_space, target, labels, case.mask_source)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -64,7 +67,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def to_line(prediction: Prediction) -> str:
     fields = {name: getattr(prediction, name) for name in (*TEXTS, *LISTS)}
-    return json.dumps(fields)
+    return json.dumps(fields | ({SOURCE: prediction.mask_source} if prediction.mask_source else {}))
 
 
 def from_line(line: str) -> Prediction:
@@ -73,8 +76,9 @@ def from_line(line: str) -> Prediction:
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
-    lists = (tuple(row[name]) for name in LISTS)
-    return Prediction(*(row[name] for name in TEXTS), *lists)
+    space, target, prediction = (tuple(row[name]) for name in LISTS)
+    case_id, domain, dataset = (row[name] for name in TEXTS)
+    return Prediction(case_id, domain, dataset, space, target, prediction, row.get(SOURCE) or "")
 
 
 def _row(raw: bytes) -> tuple[Any, list[Problem]]:
@@ -95,6 +99,8 @@ def _problems(row: Any) -> Iterator[Problem]:
             yield Problem("wrong type", name, repr(row[name])[:80], "a text")
         elif name in LISTS and not _is_texts(row[name]):
             yield Problem("wrong type", name, repr(row[name])[:80], "a list of texts")
+    if not isinstance(row.get(SOURCE) or "", str):
+        yield Problem("wrong type", SOURCE, repr(row[SOURCE])[:80], "a text")
     space, target = row.get("label_space"), row.get("target")
     if _is_texts(space) and _is_texts(target):
         if not space:

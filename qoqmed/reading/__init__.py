@@ -1,4 +1,4 @@
-"""The parser of responses, and the matching of answers to a closed label space."""
+"""The parser of responses, the matching of answers to a closed label space, and how a case's views lie."""
 
 from qoqmed.reading.boxes import MAX_BOXES, RawBox
 from qoqmed.reading.labels import SYNONYMS, clashes, labels_of, match_labels, synonyms_of

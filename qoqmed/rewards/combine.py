@@ -96,7 +96,7 @@ def _checked(name: str, reward: Reward, verdict: Any) -> Verdict:
         return Verdict.invalid(f"reward {name} gave {number}")
     if not reward.low - ROUNDING <= number <= reward.high + ROUNDING:
         raise _broken(name, reward, "left its range", f"{number:g}", f"[{reward.low:g}, {reward.high:g}]")
-    return Verdict(number, reason=verdict.reason)
+    return Verdict(number, reason=verdict.reason, source=verdict.source)
 
 
 def _broken(name: str, reward: Reward, what: str, got: str, expected: str) -> PluginError:

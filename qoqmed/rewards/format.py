@@ -2,7 +2,7 @@
 
 A box is present for a label when the box's own label names it (by the rules of `qoqmed.reading`); one box may name
 several. Nothing predicted earns 0. Localisation cases predict no label: there, at least one box, well-formed json and
-closed reasoning earn 1 (our extension). Cases without a picture are not applicable.
+closed reasoning earn 1 (our extension). Cases without a picture are not applicable, nor are tasks that ask for no box.
 """
 
 from __future__ import annotations
@@ -12,17 +12,29 @@ from collections.abc import Sequence
 from qoqmed.reading import labels_of
 from qoqmed.types import SPATIAL, Case, Reading, Rollout, Verdict
 
+BOXLESS = ("vqa", "report")
+
 MALFORMED = frozenset(
     {"think_missing", "think_unopened", "think_unclosed", "json_unclosed", "json_invalid", "json_shape", "box_invalid"}
 )
 
 
 class Format:
+    """boxless_tasks: those that ask for no box."""
+
     low = 0.0
     high = 1.0
 
+    def __init__(self, boxless_tasks: Sequence[str] = BOXLESS) -> None:
+        self.boxless_tasks = frozenset(boxless_tasks)
+
     def score(self, cases: Sequence[Case], rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Verdict]:
-        return [_verdict(case, reading) for case, reading in zip(cases, readings, strict=True)]
+        return [self._verdict(case, reading) for case, reading in zip(cases, readings, strict=True)]
+
+    def _verdict(self, case: Case, reading: Reading) -> Verdict:
+        if case.task in self.boxless_tasks:
+            return Verdict.not_applicable(f"the task {case.task!r} asks for no box")
+        return _verdict(case, reading)
 
 
 def _verdict(case: Case, reading: Reading) -> Verdict:

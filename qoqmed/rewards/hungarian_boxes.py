@@ -22,12 +22,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from qoqmed.geometry import SIZES
 from qoqmed.media.masks import boxes_of_mask
 from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.rewards.assignment import assign
+from qoqmed.rewards.iou import drawn
 from qoqmed.types import Box, Case, Reading, Rollout, Verdict
 
-SIZES = "media/sizes_px"  # attribute of a case: [width, height] or null of each medium
 DISTANCE, OVERLAP = 5.0, 2.0  # w_L1 and w_G, of the cost and of the score
 NEUTRAL = 0.5
 
@@ -69,16 +70,18 @@ class HungarianBoxes:
             return Verdict(NEUTRAL, reason="no gold box: neutral")
         if not gold:
             return Verdict.not_applicable("the case has no boxes")
+        source = case.box_source
         extra = len(predicted) - len(gold)
         if self.max_extra is not None and extra > self.max_extra:
-            return Verdict(0.0, reason=f"{len(predicted)} boxes for {len(gold)}: too many")
+            return Verdict(0.0, reason=f"{len(predicted)} boxes for {len(gold)}: too many", source=source)
         scores = [
             score for medium in sorted({box.medium for box in gold}) for score in self._on(medium, case, predicted)
         ]
         missed, spurious = len(gold) - len(scores), len(predicted) - len(scores)
         penalty = (self.false_negative * missed + self.false_positive * spurious) / max(1, len(gold))
         value = min(max(sum(scores) / len(gold) - penalty, 0.0), 1.0)
-        return Verdict(value, reason=f"{len(scores)} matched of {len(predicted)} predicted, {len(gold)} gold")
+        reason = f"{len(scores)} matched of {len(predicted)} predicted, {len(gold)} gold{drawn(source)}"
+        return Verdict(value, reason=reason, source=source)
 
     def _on(self, medium: int, case: Case, predicted: Sequence[Box]) -> list[float]:
         """s_k of the pairs on one medium."""
