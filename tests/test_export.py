@@ -71,7 +71,8 @@ def run(tiny: None, acme: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     data = tiny_run.RECIPE["data"] | {"root": str(folder)}
     train = [*data["train"], {"name": "jsonl", "path": "eyes.jsonl", "weight": 2.0}]
     here = tiny_run.place(folder, data=data | {"train": train}, encoders={"ecg": {"name": "pulse", "num_tokens": 4}})
-    return fit(here.recipe, ["rollout.temperature=0.8"]).folder
+    routed = ["rewards.format.domains={ecg: 0.25, ct: 0}", "rewards.format.share=rest", "rewards.vowels.share=rest"]
+    return fit(here.recipe, ["rollout.temperature=0.8", *routed]).folder
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,7 @@ def test_the_card_tells_of_model_training_and_limits(run: Path, card: str) -> No
     assert model["pixels of a picture"] == ["784 to 7,056"] and model["stored as"] == ["float32"]
     stage = table(card, "Training")[2]
     assert stage[:3] == ["sft", "sft", "-"] and stage[5:] == ["0.002", "3"]
+    assert "rewards: vowels 1 (shared with format), format 0.5 (ecg 0.25, ct 0; shared with vowels)." in card
     assert "No training cases: chest_xray, ct," in card and "No figures of a test split" in card
     environment = read(run / "environment.json")
     assert environment["packages"]["torch"] in card and environment["host"] not in card
@@ -252,6 +254,9 @@ def test_what_programs_read(run: Path, exported: Exported) -> None:
     found = read(exported.folder / "qoqmed.json")
     assert (found["checkpoint"], found["best"], found["seed"]) == (exported.checkpoint, "overall/f1", 3)
     assert found["data"]["frames"] == 2 and found["model"]["box_frame"].startswith("Pixels of the resized picture")
+    assert found["rewards"] == {"vowels": 1.0, "format": 0.5}
+    routing = {"domains": {"format": {"ecg": 0.25, "ct": 0}}, "shares": {"vowels": "rest", "format": "rest"}}
+    assert found["routing"] == routing
     assert found["environment"]["code"] == read(run / "environment.json")["code"]
     assert found["evaluations"][-1] in tiny_run.read(run / "evaluations.jsonl")
     assert str(run) not in json.dumps(found)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from qoqmed import checkpoint, provenance, registry
+from qoqmed.build import routing
+from qoqmed.config.deep import BESIDE
 from qoqmed.config.schema import Node, Recipe
 from qoqmed.errors import UserError
+from qoqmed.rewards.routing import Routing
 from qoqmed.run import RunFolder
 from qoqmed.types import Evaluation
 
@@ -64,8 +67,9 @@ class Model:
 class Record:
     """best: the metric that chose the checkpoint; None for a run's last weights. unread: data that could not be read.
 
-    data: frames, pixel bounds, modalities. sampling: of training. environment: of the run; `exported`: of the export.
-    evaluations: the newest of each split, of these weights where there is one.
+    data: frames, pixel bounds, modalities. sampling: of training. rewards: their weights; routing: other ones
+    in single domains, and which rewards share one. environment: of the run; `exported`: of the export. evaluations: the
+    newest of each split, of these weights where there is one.
     """
 
     run: str
@@ -77,6 +81,7 @@ class Record:
     data: Mapping[str, Any]
     sampling: Mapping[str, Any]
     rewards: Mapping[str, float]
+    routing: Routing
     stages: tuple[StageRecord, ...]
     origins: tuple[Origin, ...]
     unread: tuple[str, ...]
@@ -107,6 +112,7 @@ def gather(run: RunFolder, recipe: Recipe, model: Model, chosen: Path) -> Record
         data={key: getattr(data, key) for key in ("frames", "min_pixels", "max_pixels", "modalities")},
         sampling={key: getattr(rollout, key) for key in ("temperature", "top_p", "top_k", "max_new_tokens", "n")},
         rewards={key: reward.weight for key, reward in recipe.rewards.items()},
+        routing=routing(recipe.rewards),
         stages=tuple(_stages(recipe, evaluations, chosen)),
         origins=origins,
         unread=unread,
@@ -153,7 +159,8 @@ def _origins(recipe: Recipe) -> tuple[tuple[Origin, ...], tuple[str, ...]]:
 
 def _key(node: Node) -> tuple[str, str]:
     """Two stages may name one data set."""
-    return node.name, json.dumps({k: v for k, v in node.arguments.items() if k != "weight"}, default=list)
+    own = {key: value for key, value in node.arguments.items() if key not in BESIDE["datasets"]}
+    return node.name, json.dumps(own, default=list)
 
 
 def _of(split: str, node: Node, root: str) -> list[Origin]:
