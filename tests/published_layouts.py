@@ -75,7 +75,8 @@ def volume(path):
 
 def record(folder, name, dx="", signals=True, seconds=2):
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, twelve(seconds) * own(folder / name).uniform(0.5, 1.5), name=name)
+    beats = twelve(seconds)
+    write_record(folder, beats + own(folder / name).normal(0, 0.02, beats.shape), name=name)
     if dx:
         with (folder / f"{name}.hea").open("a") as file:
             file.write(f"# Age: 60\n# Sex: Male\n# Dx: {dx}\n# Rx: Unknown\n")
@@ -571,7 +572,7 @@ def cmmd(folder):
         (folder / "CMMD" / place).mkdir(parents=True)
         for number, side in enumerate(sides, start=1):
             file = folder / "CMMD" / place / f"1-{number}.dcm"
-            pixels = own(file).integers(0, 255, (32, 32))
+            pixels = own(folder / who / file.name).integers(0, 255, (32, 32))
             write_dicom(file, pixels, Modality="MG", ImageLaterality=side, PatientName="NOBODY")
             labels[f"{place.replace('/', '-', 1)}/1-{number}"] = ["Benign"]
     one, two, three = (f"{who}-07-18-2010-NA-NA-79377/1.000000-NA-70244/1-" for who in images)

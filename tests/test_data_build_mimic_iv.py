@@ -36,10 +36,8 @@ def at(hours):
     return (START + timedelta(hours=hours)).strftime("%Y-%m-%d %H:%M:%S")
 
 
-@pytest.fixture
-def source(tmp_path):
-    """Stay i of patient 10000000 + i; everything happens at the same hours after admission."""
-    folder = tmp_path / "source"
+def stays(folder):
+    """Fills a folder in the published layout. Stay i of patient 10000000 + i; everything happens at the same hours after admission."""
     admissions = ["subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,admission_location,"
                   "discharge_location,race,hospital_expire_flag"]  # fmt: skip
     patients = ["subject_id,gender,anchor_age,anchor_year,dod"]
@@ -83,7 +81,12 @@ def source(tmp_path):
     table(icu / "d_items.csv", "itemid,label,category\n220045,Heart Rate,Routine Vital Signs\n999,Comfort,Treatments")
     table(folder / "mimic-cxr-jpg/mimic-cxr-2.0.0-metadata.csv", "\n".join(films))
     table(folder / "mimic-iv-ecg/record_list.csv", "\n".join(traces))
-    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    stays(tmp_path / "source")
+    return tmp_path / "source"
 
 
 def rows_of(built):

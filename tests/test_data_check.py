@@ -60,8 +60,8 @@ def test_nothing_is_wrong_with_a_good_file(folder):
     train, valid = good(folder)
     report = check(train, valid, decode=True, workers=1)
     assert report.errors == report.warnings == 0 and report.decoded == 6 and report.fixed is None
-    assert report.rows == {str(train): 4, str(valid[0]): 2}
-    assert report.balance["chest_xray/ours"]["edema"] == {str(train): 2, str(valid[0]): 1}
+    assert report.rows == {"train": 4, "valid": 2}
+    assert report.balance["chest_xray/ours"]["edema"] == {"train": 2, "valid": 1}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_balance(folder):
     report = check(train, [write(folder, row(4, labels=["nodule"]), name="valid.jsonl")])
     assert [problem.got for problem in told(report, "balance")] == ["nodule"]
     counts = report.balance["chest_xray/ours"]
-    assert counts["(none)"][str(train)] == counts["(not known)"][str(train)] == 1
+    assert counts["(none)"]["train"] == counts["(not known)"]["train"] == 1
 
 
 # ---------------------------------------------------------------- decoding
@@ -289,3 +289,12 @@ def test_the_real_manifest_has_no_error(real_root):
     assert any(
         "E07510" in problem.got for problem in told(report, "duplicate")
     )  # its signal is E07509's, byte for byte
+
+
+def test_a_malformed_transform_is_found_with_file_and_line(tmp_path):
+    row = {"id": "a", "domain": "ct", "question": "?", "labels": ["x"], "label_space": ["x", "y"]}
+    bad = row | {"id": "b", "attributes": {"views/transform": [{"from": "PA", "to": "PA", "matrix": []}]}}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (row, bad)))
+    (found,) = [one for one in check(file).findings.kept if one.severity == "error"]
+    assert (found.kind, found.problem.where) == ("schema", f"b ({file}:2)") and "views/transform" in found.problem.what

@@ -63,8 +63,8 @@ def check(
         files[0] = Path(fix)
     findings = Findings()
     found: list[rows.Row] = []
-    for file in files:
-        found += _rows(file, base, given, by, findings, str(file) if len(files) > 1 or not by else "")
+    for file, name in zip(files, _names(files), strict=True):
+        found += _rows(file, base, given, by, findings, name if len(files) > 1 or not by else "")
     places = Places(base)
     there = _missing(found, places, findings)
     rows.twice(found, findings)
@@ -93,6 +93,12 @@ def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[key] = value
     return out
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+X
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
 
 
 def _reader(file: Path, base: Path, given: Mapping[str, Any]) -> RowReader:

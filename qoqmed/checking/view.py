@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,8 +23,8 @@ def report_view(report: Report, shown: int = SHOWN) -> RenderableType:
                 style = "bold red" if severity == ERROR else "bold yellow"
                 parts.append(Text(f"{severity}: {meaning}: {count:,}", style=style))
                 same = [one for one in report.findings.kept if (one.severity, one.kind) == (severity, kind)]
-                parts += [Text(_indented(str(one.problem))) for one in same[:shown]]
-                parts += [Text(f"    and {count - shown:,} more")] if count > shown else []
+                parts += [Padding(Text(str(one.problem)), (0, 0, 0, 2)) for one in same[:shown]]
+                parts += [Text(f"  and {count - shown:,} more")] if count > shown else []
     if report.fixed is not None:
         done = [f"{count:,} {what}" for what, count in report.fixed.items() if count] or ["nothing"]
         parts.append(Text(f"mended: {'; '.join(done)}"))
@@ -36,10 +37,6 @@ def report_view(report: Report, shown: int = SHOWN) -> RenderableType:
     verdict = f"{report.errors:,} errors, {report.warnings:,} warnings"
     parts.append(Text(verdict, style="bold red" if report.errors else "bold green"))
     return Group(*parts)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def _balance(report: Report) -> Table:
