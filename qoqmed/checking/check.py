@@ -96,7 +96,7 @@ def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-X
+    """What the report calls the files' splits: their names without ending where these differ, else their paths."""
     stems = [file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
 
