@@ -1,4 +1,4 @@
-"""`qoqmed data ..`: data files of published data sets, and checks of such files. Part of `cli`, by the same rules."""
+"""`qoqmed data ..`: data files of published data sets, and checks of such files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qoqmed import config
+from qoqmed.cli.shown import show
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data files of published data sets, and check such files.")
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
@@ -25,12 +26,11 @@ def build_data(
     as_json: Json = False,
 ) -> None:
     """Make train, valid and test files of a published data set, with a question a case."""
-    from qoqmed.cli import _show
     from qoqmed.preparing.build import build
     from qoqmed.preparing.view import built_json, built_view
 
     built = build(spec, source, out, dict(config.parse(text) for text in arguments or ()))
-    _show(built_json(built) if as_json else built_view(built))
+    show(built_json(built) if as_json else built_view(built))
 
 
 @data_app.command("specs")
@@ -39,12 +39,11 @@ def show_specs(
     as_json: Json = False,
 ) -> None:
     """List the data sets that `data build` knows."""
-    from qoqmed.cli import _show
     from qoqmed.preparing.spec import load, shipped
     from qoqmed.preparing.view import specs_view
 
     found = [load(one) for one in ([name] if name else shipped())]
-    _show([asdict(one) for one in found] if as_json else specs_view(found))
+    show([asdict(one) for one in found] if as_json else specs_view(found))
 
 
 @data_app.command("check")
@@ -81,7 +80,6 @@ def check_data(
     """Find what is wrong with a data file, and what its splits share. Exits with 2 where there are errors."""
     from qoqmed.checking.check import check
     from qoqmed.checking.view import report_view
-    from qoqmed.cli import _show
 
     report = check(
         file,
@@ -96,6 +94,6 @@ def check_data(
         max_tokens=max_tokens,
         fix=fix,
     )
-    _show(report.as_json() if as_json else report_view(report))
+    show(report.as_json() if as_json else report_view(report))
     if report.errors:
         raise typer.Exit(2)

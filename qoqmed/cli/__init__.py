@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 the work failed (with its traceback), 2 wrong input (one m
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -15,15 +14,15 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
 import qoqmed
 from qoqmed import config, registry
-from qoqmed.cli_data import data_app
-from qoqmed.cli_rewards import reward_app, score
+from qoqmed.cli.data import data_app
+from qoqmed.cli.rewards import reward_app, score
+from qoqmed.cli.shown import say, show
 from qoqmed.contracts import GROUPS
 from qoqmed.errors import UserError
 
@@ -75,9 +74,9 @@ def _tell(error: UserError) -> None:
         return
     count = len(error.problems)
     if (rank := _rank()) == 0:
-        _say(f"{'error: ' if count == 1 else f'{count} errors:' + chr(10)}{error}")
+        say(f"{'error: ' if count == 1 else f'{count} errors:' + chr(10)}{error}")
     elif file is None:  # the others' may be of this process alone, which nobody else would tell
-        _say(f"rank {rank} stopped: {str(error).splitlines()[0]}")
+        say(f"rank {rank} stopped: {str(error).splitlines()[0]}")
 
 
 def _rank() -> int:
@@ -87,7 +86,7 @@ def _rank() -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"qoqmed {qoqmed.__version__}")
+        typer.echo(f"qoqmed {qoqmed.__version__}")
         raise typer.Exit
 
 
@@ -130,10 +129,10 @@ def fit(
         )
     except KeyboardInterrupt as stop:
         if _rank() == 0:
-            _say(str(stop) or "interrupted")
+            say(str(stop) or "interrupted")
         raise typer.Exit(130) from None
     if isinstance(made, Plan):
-        _show(plan_table(made))
+        show(plan_table(made))
 
 
 @app.command("eval")
@@ -149,7 +148,7 @@ def evaluate(
     from qoqmed.report.tables import metrics_table
 
     result = run(target, overrides=overrides or (), split=split, predictions=predictions)
-    _show(result if as_json else metrics_table(result))
+    show(result if as_json else metrics_table(result))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -197,9 +196,9 @@ def predict(
         overrides=[f"rollout.name={engine}"] if engine else (),
     )
     if raw:
-        print(made.rollout.text)
+        typer.echo(made.rollout.text)
     else:
-        _show(answer_json(made) if as_json else answer_view(made))
+        show(answer_json(made) if as_json else answer_view(made))
 
 
 @app.command()
@@ -220,9 +219,9 @@ def export(
     try:
         made = write(run, out, dtype=dtype, checkpoint=checkpoint)
     except ExportError as failure:
-        _say(f"error: {failure}")
+        say(f"error: {failure}")
         raise typer.Exit(1) from None
-    _show(asdict(made) | {"folder": str(made.folder)} if as_json else export_table(made))
+    show(asdict(made) | {"folder": str(made.folder)} if as_json else export_table(made))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -249,7 +248,7 @@ def metrics(
     from qoqmed.report.tables import metrics_table
 
     result = run(predictions, metric=metric)
-    _show(result if as_json else metrics_table(result))
+    show(result if as_json else metrics_table(result))
 
 
 @app.command()
@@ -267,7 +266,7 @@ def advantage(
     from qoqmed.report.advantage_view import advantage_view
 
     result = estimate(rewards, estimator, dict(config.parse(text) for text in arguments or ()), plot=plot)
-    _show(result if as_json else advantage_view(result))
+    show(result if as_json else advantage_view(result))
 
 
 app.command()(score)
@@ -284,12 +283,12 @@ def plugins(
 
     if group is not None and name is not None:
         description = registry.describe(group, name)
-        _show(description_json(description) if as_json else description_view(description))
+        show(description_json(description) if as_json else description_view(description))
         return
     found = [info for one in ([group] if group else GROUPS) for info in registry.available(one)]
-    _show([asdict(info) for info in found] if as_json else plugins_table(found))
+    show([asdict(info) for info in found] if as_json else plugins_table(found))
     for problem in registry.unreadable():
-        _say(f"warning: {problem}")
+        say(f"warning: {problem}")
 
 
 @recipe_app.command("check")
@@ -297,13 +296,13 @@ def check_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep
     """Report every problem of a recipe at once. Shallow: imports no plugin and no torch."""
     loaded = config.load(recipe, overrides or (), deep=deep)
     depth = "its plugins were imported and their arguments bound" if deep else "shallow: --deep binds the plugins too"
-    print(f"{recipe}: no problem in {loaded.name} with {len(loaded.stages)} stages ({depth})")
+    typer.echo(f"{recipe}: no problem in {loaded.name} with {len(loaded.stages)} stages ({depth})")
 
 
 @recipe_app.command("show")
 def show_recipe(recipe: RecipeArgument, overrides: Overrides = None, deep: Deep = False) -> None:
     """Print a recipe whole: defaults filled in, `extends` and interpolation resolved, secrets blotted out."""
-    print(config.to_yaml(config.load(recipe, overrides or (), deep=deep, files=False)), end="")
+    typer.echo(config.to_yaml(config.load(recipe, overrides or (), deep=deep, files=False)), nl=False)
 
 
 @convert_app.command("ecg-jepa")
@@ -315,8 +314,8 @@ def convert_ecg_jepa(
     from qoqmed import convert
 
     made = convert.ecg_jepa(file, out)
-    print(f"{made.path}: {made.tensors} tensors, {made.parameters:,} trainable parameters, epoch {made.epoch}")
-    print(f"sha256 of {file}: {made.sha256}")
+    typer.echo(f"{made.path}: {made.tensors} tensors, {made.parameters:,} trainable parameters, epoch {made.epoch}")
+    typer.echo(f"sha256 of {file}: {made.sha256}")
 
 
 @app.command()
@@ -326,33 +325,6 @@ def doctor(as_json: Json = False) -> None:
     from qoqmed.report.plugins import findings_table
 
     findings = examine()
-    _show([asdict(finding) for finding in findings] if as_json else findings_table(findings))
+    show([asdict(finding) for finding in findings] if as_json else findings_table(findings))
     if any(finding.needed and finding.status == "missing" for finding in findings):
         raise typer.Exit(1)
-
-
-def _show(result: RenderableType | dict[str, Any] | list[Any]) -> None:
-    """A table, or plain content as JSON."""
-    if isinstance(result, (dict, list)):
-        print(json.dumps(_finite(result), indent=2, allow_nan=False))
-    else:
-        Console(width=None if sys.stdout.isatty() else 160).print(result)
-
-
-def _show_lines(rows: Sequence[dict[str, Any]]) -> None:
-    """JSON Lines."""
-    for row in rows:
-        print(json.dumps(_finite(row), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not defined is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, style="red", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""`qoqmed score` and `qoqmed reward ..`: rewards of saved and of adversarial responses. Part of `cli`, by its rules."""
+"""`qoqmed score` and `qoqmed reward ..`: rewards of saved and of adversarial responses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
+
+from qoqmed.cli.shown import say, show, show_lines
 
 reward_app = typer.Typer(no_args_is_help=True, help="Try the rewards of a recipe.")
 Overrides = Annotated[
@@ -32,19 +34,18 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output: an object a line.")] = False,
 ) -> None:
     """Compute the rewards of saved responses, offline, with reasons."""
-    from qoqmed.cli import _say, _show, _show_lines
     from qoqmed.report.score_view import explained, explanation, invalid, score_row, score_table
     from qoqmed.scoring import chosen, named, score_file
 
     found = score_file(responses, chosen(named(reward) if reward else None, recipe, overrides or ()), explain)
     if as_json:
-        _show_lines([score_row(one) if explain is None else explained(one) for one in found])
+        show_lines([score_row(one) if explain is None else explained(one) for one in found])
     elif explain is None:
-        _show(score_table(found))
+        show(score_table(found))
     else:
-        _show(Group(*map(explanation, found)))
+        show(Group(*map(explanation, found)))
     for reason in invalid(found):
-        _say(f"warning: not scored: {reason}")
+        say(f"warning: not scored: {reason}")
 
 
 @reward_app.command("check")
@@ -60,13 +61,12 @@ def check_reward(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
 ) -> None:
     """Show what adversarial responses earn. Exits with 1 where one scores high, or breaks a reward."""
-    from qoqmed.cli import _show
     from qoqmed.report.reward_check_view import reward_check_json, reward_check_view
     from qoqmed.reward_checking import check_rewards
 
     made = check_rewards(
         recipe, overrides or (), count=cases, threshold=threshold, timeout_s=timeout_s, synthetic=synthetic
     )
-    _show(reward_check_json(made) if as_json else reward_check_view(made))
+    show(reward_check_json(made) if as_json else reward_check_view(made))
     if not made.passed:
         raise typer.Exit(1)
