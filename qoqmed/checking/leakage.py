@@ -7,6 +7,7 @@ rows of one split have under two names is told as a duplicate.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def _contents(rows: Sequence[Row], places: Places, findings: Findings) -> None:
     sizes: dict[Hashable, list[str]] = {}
     for path in users:
         files = places.files(path)
-        sizes.setdefault(tuple(sorted(file.stat().st_size for file in files)), []).append(path)
+        sizes.setdefault(tuple(sorted(os.stat(file).st_size for file in files)), []).append(path)
     for alike in (paths for size, paths in sizes.items() if size and len(paths) > 1):
         for near in _groups(alike, places, whole=False):
             for same in _groups(near, places, whole=True):
@@ -66,13 +67,13 @@ def _groups(paths: Sequence[str], places: Places, whole: bool) -> Iterator[list[
 def _digest(file: Path, whole: bool) -> bytes:
     """whole: of all its bytes; else of its start, middle and end."""
     digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as opened:
-        if whole:
+    with open(file, "rb", buffering=0) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if whole or size <= 3 * PIECE:
             while block := opened.read(BLOCK):
                 digest.update(block)
         else:
-            size = file.stat().st_size
-            for start in (0, size // 2, max(0, size - PIECE)):
+            for start in (0, size // 2, size - PIECE):
                 opened.seek(start)
                 digest.update(opened.read(PIECE))
     return digest.digest()

@@ -17,6 +17,7 @@ class Places:
         self._base = Path(os.path.realpath(root))
         self._listed: dict[str, dict[str, bool] | None] = {}  # folder -> name -> whether it is a plain file
         self._known: dict[str, Path | Problem] = {}
+        self._plain: set[str] = set()  # of these, the files that a listing has shown
 
     def find(self, path: str) -> Path | Problem:
         """Where the medium is, or what is wrong with it, without `where`."""
@@ -28,7 +29,7 @@ class Places:
         """All files of a medium that was found: itself, a folder's, a record's signals."""
         found = self._known[path]
         assert isinstance(found, Path)
-        if found.is_file():
+        if path in self._plain or found.is_file():
             return [found]
         if found.is_dir():
             return sorted(item for item in found.iterdir() if item.is_file())
@@ -43,7 +44,9 @@ class Places:
             name = name.removesuffix(".hea")
             names = self._names(folder)
             if names and names.get(name if name in names else f"{name}.hea"):
-                return self._base / folder / name
+                if name in names:
+                    self._plain.add(path)
+                return Path(f"{self._base}/{folder}/{name}")
         try:
             return resolve(self.root, path)
         except MediaError as error:
