@@ -20,8 +20,8 @@ from qoqmed.contracts import Dataset, Task
 from qoqmed.datasets.ablation import leave_out
 from qoqmed.errors import DataError, Problem, UserError
 from qoqmed.media.cache import MediaCache
-from qoqmed.reward_trial import Response, Trial, Tried, frame_of
 from qoqmed.reading import MAX_BOXES
+from qoqmed.reward_trial import Response, Trial, Tried, frame_of
 from qoqmed.rewards.pool import Pooled
 from qoqmed.tasks import form
 from qoqmed.types import Case
@@ -33,8 +33,8 @@ FLOOD = f"the right answer, {MAX_BOXES} boxes"
 
 @dataclass(frozen=True)
 class Checked:
-    """cases: their ids. synthetic: they are made up. references: gold, guess, and the right answer with a flood of boxes.
-    tried: the highest score first."""
+    """cases: their ids. synthetic: they are made up. references: gold answer, guess, the right answer with a flood of
+    boxes. tried: the highest score first."""
 
     cases: tuple[str, ...]
     synthetic: bool
@@ -80,7 +80,8 @@ def check_rewards(
     if not loaded.rewards:
         raise UserError(Problem("the recipe has no rewards", str(recipe), expected="one reward at least"))
     made_up = synthetic or not _there(loaded)
-    nodes = [Node("synthetic", {"size": count, "seed": 1, "balanced": True})] if made_up else _nodes(loaded)
+    made = {"size": count, "seed": 1, "balanced": True, **_task(loaded)}
+    nodes = [Node("synthetic", made)] if made_up else _nodes(loaded)
     cases = _cases(_datasets(nodes, loaded.data.root), loaded, count)
     weights = {key: reward.weight for key, reward in loaded.rewards.items()}
     limited = {key: replace(one, timeout_s=one.timeout_s or timeout_s) for key, one in loaded.rewards.items()}
@@ -123,6 +124,12 @@ def _hostile(cases: Sequence[Case], tasks: Mapping[str, Task]) -> dict[str, list
 
 def _nodes(recipe: Recipe) -> list[Node]:
     return [*recipe.data.train, *(node for stage in recipe.stages for node in stage.data.train or ())]
+
+
+def _task(recipe: Recipe) -> dict[str, str]:
+    """For made-up cases: the task that all of the recipe's data sets name; none where they differ."""
+    named = {node.arguments.get("task") for node in _nodes(recipe)}
+    return {"task": task} if len(named) == 1 and isinstance(task := named.pop(), str) else {}
 
 
 def _there(recipe: Recipe) -> bool:

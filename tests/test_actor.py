@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from qoqmed import actor as acting
 from qoqmed.actor import Actor, Admitted, draws, stable_seed
 from qoqmed.errors import DataError
+from qoqmed.geometry import Geometry
 from qoqmed.types import Case, Sampling, Target
 
 STEP = ["a", "b", "a", "c", "b", "a", "a"]  # the ids of a step's cases, in the step's order
@@ -63,3 +65,12 @@ def test_a_gold_answer_holds_no_special_token(text: str) -> None:
     nothing: Any = None
     with pytest.raises(DataError, match=r"row-7: an answer holds a special token(.|\n)*<\|im"):
         Actor(nothing, prompter, nothing, {}, {}, nothing).gold(case("row-7"), nothing)
+
+
+def test_rewards_are_told_the_sizes_of_the_media() -> None:
+    geometries = (Geometry(30, 20, 28, 28, 14, 2), None)
+    prompt: Any = SimpleNamespace(geometries=geometries)
+    made = acting._fitted(case("a"), prompt)
+    assert made.attributes == {"media/sizes_px": [[30, 20], None]}
+    own = replace(case("a"), attributes={"media/sizes_px": [[300, 200], None]})
+    assert acting._fitted(own, prompt) is own

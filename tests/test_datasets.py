@@ -346,3 +346,38 @@ def test_data_sets_load_no_torch():
     code = "import sys, qoqmed.datasets.jsonl, qoqmed.datasets.synthetic, qoqmed.datasets.sampler;"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_blank_question_is_the_data_sets_own_where_the_domain_knows_it(tmp_path):
+    from qoqmed.domains.catalogue import chest_xray
+
+    rows = [{**ROW, "id": str(i), "question": None, "dataset": "CheXpert"} for i in range(40)]
+    asked = {case.text for case in cases(tmp_path, *rows)}
+    assert asked == set(chest_xray.questions("CheXpert")) and asked.isdisjoint(chest_xray.phrasings)
+
+
+TURNED = [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"views/transform": [{"from": "PA", "to": "lateral", "matrix": [[1, 0, 0]]}]}, "views/transform"),
+        ({"views/transform": [{"from": "PA", "to": "lateral", "matrix": [[1, 0, 0], [1, 0, 0]]}]}, "no inverse"),
+        ({"views/transform": 7}, "views/transform"),
+        ({"reading/synonyms": {"edema": "fluid"}}, "reading/synonyms"),
+        ({"reading/synonyms": {"stone": ["calculus"]}}, "reading/synonyms"),
+        ({"media/sizes_px": [10, 20]}, "media/sizes_px"),
+        ({"media/sizes_px": [[10, 0]]}, "media/sizes_px"),
+        ({"media/sizes_px": [[10, 20], None]}, "media/sizes_px"),
+        ({"mask/source": 5}, "mask/source"),
+    ],
+)
+def test_a_malformed_attribute_of_ours_is_told_with_file_and_line(tmp_path, attributes, said):
+    fine = {"views/transform": [{"from": "PA", "to": "lateral", "matrix": TURNED}], "media/sizes_px": [[10, 20]]}
+    rows = [{**ROW, "attributes": fine}, {**ROW, "id": "b", "attributes": attributes}]
+    data = JsonLines(write(tmp_path, *rows), tmp_path)
+    assert data[0].attributes == fine
+    with pytest.raises(DataError, match=said) as error:
+        data[1]
+    assert error.value.problems[0].where == f"b ({tmp_path / 'rows.jsonl'}:2)"

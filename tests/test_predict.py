@@ -14,9 +14,11 @@ from PIL import Image
 
 import qoqmed
 from qoqmed import asking
+from qoqmed.boxes import AbsoluteFrame
 from qoqmed.errors import MediaError, UserError
+from qoqmed.predict import Question
 from qoqmed.report.overlay import COLORS, draw
-from qoqmed.types import Box, Medium
+from qoqmed.types import Box, Case, Medium, Target
 
 pytestmark = pytest.mark.usefixtures("tiny", "scripted")
 
@@ -295,3 +297,10 @@ def test_a_folder_of_slices_is_its_own_root(tmp_path: Path, files: dict[str, Pat
     (inside / "1.dcm").symlink_to(outside)
     with pytest.raises(MediaError, match="leaves the data root"):
         asking.place_of(Medium("volume", str(inside)))
+
+
+def test_no_form_is_a_flaw_where_none_was_asked_for() -> None:
+    case = Case("predict", "ct", "", "predict", "Is it?", (), (), Target())
+    for text, answer in [("Well.\nAnswer: yes", "yes"), ("<answer>yes</answer>", "yes"), ("Yes.", "Yes.")]:
+        reading = Question().read(text, case, AbsoluteFrame([]))
+        assert (reading.answer.text, reading.flaws) == (answer, ())

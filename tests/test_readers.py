@@ -249,3 +249,12 @@ def test_ids_of_one_hash_are_compared_themselves(tmp_path, monkeypatch):
     assert len(open_rows(tmp_path, *rows_of(5), mapping={})) == 5
     with pytest.raises(DataError, match="'r1' was used before, in line 2"):
         open_rows(tmp_path, *rows_of(5), {"id": "r1", "domain": "ct"}, mapping={})
+
+
+@pytest.mark.parametrize(("format", "task"), [("vqa", "vqa"), ("conversations", "report"), ("easyr1", "diagnosis")])
+def test_a_format_has_its_task(tmp_path, format, task):
+    row = {"question": "Is it?", "answer": "yes", "problem": "?", "conversations": TURNS, "domain": "ct"}
+    space = {"label_space": ["yes", "no"]} if format == "easyr1" else {}
+    assert open_rows(tmp_path, row | space, format=format)[0].task == task
+    assert open_rows(tmp_path, row | space | {"task": "mine"}, format=format)[0].task == "mine"
+    assert open_rows(tmp_path, row | space, format=format, task="grounding")[0].task == "grounding"

@@ -16,7 +16,7 @@ from tiny_run import command
 
 from qoqmed.adversaries import adversaries, grid
 from qoqmed.errors import UserError
-from qoqmed.reward_checking import GOLD, GUESS, check_rewards
+from qoqmed.reward_checking import FLOOD, GOLD, GUESS, check_rewards
 from qoqmed.reward_trial import frame_of
 from qoqmed.tasks.diagnosis import Diagnosis
 from qoqmed.types import Case, Medium, Target
@@ -182,3 +182,14 @@ def test_adversaries_fit_the_case() -> None:
 
 
 FIXED = ("numbers that are none",)
+
+
+def test_a_flood_of_boxes_pays_by_the_papers_letter_and_not_in_our_recipes(tmp_path: Path) -> None:
+    """The right label with a hundred boxes: format 1 and accuracy 1, so 0.8; what is over that is the flood's."""
+    quickstart = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+    paid = {}
+    for limit in ("null", "3"):
+        made = check_rewards(quickstart, [f"rewards.iou.boxes_per_label={limit}"], count=2)
+        paid[limit] = next(one.score or 0.0 for one in made.references if one.name == FLOOD)
+    assert paid["null"] > 0.95 and paid["3"] == pytest.approx(0.8)
+    assert "boxes_per_label: 3" in quickstart.read_text()

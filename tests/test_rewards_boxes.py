@@ -227,3 +227,24 @@ def test_label_accuracy_of_boxes():
     assert one(LabelAccuracy(), gold(replace(left, label="")), left).status is Status.NOT_APPLICABLE
     unknown = replace(case, label_space=("a",))
     assert one(LabelAccuracy(), unknown, left).status is Status.NOT_APPLICABLE
+
+
+# ---- a flood of boxes
+
+
+def test_iou_may_bound_the_boxes_a_label():
+    array = np.zeros((4, 4), bool)
+    array[:, 0] = True
+    case = replace(CASE, target=Target(labels=("a",), mask=Mask(array=array)))
+    left, rest = Box(0, 0, 0.25, 1), [Box(0.5, 0, 0.75, 1)] * 6
+    assert one(IoU(), case, left, *rest).value == 1.0  # the paper's letter
+    assert one(IoU(boxes_per_label=2), case, left, *rest[:1]).value == 1.0
+    assert one(IoU(boxes_per_label=2), case, left, *rest[:2]).value == 0.0
+    reading = Reading("", (left, *rest[:3]), Answer(("a", "b"), "a, b"))
+    (verdict,) = IoU(boxes_per_label=2).score([case], [Rollout("a", 0, (), "")], [reading])
+    assert verdict.value == 1.0  # two labels, four boxes
+    several = replace(case, target=replace(case.target, boxes=(left,) * 3))
+    assert one(IoU(boxes_per_label=2), several, left, *rest[:5]).value == 1.0  # three boxes are right: six
+    assert one(IoU(boxes_per_label=2), several, left, *rest).value == 0.0
+    with pytest.raises(UserError, match="boxes_per_label"):
+        IoU(boxes_per_label=0)

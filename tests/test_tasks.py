@@ -147,3 +147,17 @@ def test_grounding_refuses_a_row_by_its_id():
         Grounding().check(with_target(SPOT, boxes=None))
     with pytest.raises(DataError, match="u7: nothing to localise on"):
         Grounding().check(replace(SPOT, media=(Medium("ecg"),)))
+
+
+def test_declared_synonyms_are_answers_and_names_of_boxes():
+    named = replace(CASE, attributes={"reading/synonyms": {"stone": ["calculus"]}})
+    reading = Diagnosis().read("<think>x</think>\\boxed{calculus}", named, FRAME)
+    assert reading.answer.labels == ("stone",) and [flaw.kind for flaw in reading.flaws] == ["synonym_label"]
+    assert Diagnosis().read("\\boxed{calculus}", CASE, FRAME).answer.labels == ()
+    boxed = with_target(named, labels=("stone",), boxes=(replace(BOX, label="calculus"),))
+    assert '"label": "calculus"' in Diagnosis().target(boxed, FRAME)
+    other = with_target(labels=("stone",), boxes=(replace(BOX, label="calculus"),))
+    assert '"label": "stone"' in Diagnosis().target(other, FRAME)
+    with pytest.raises(DataError, match="reading/synonyms") as error:
+        Diagnosis().check(replace(CASE, attributes={"reading/synonyms": ["calculus"]}))
+    assert error.value.problems[0].where == "u7"
