@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import advantage_time
+import data_scale
 import engine_learning
 import engines
 import learnability
@@ -24,6 +25,7 @@ ALL = {
     "reward_time": reward_time.main,
     "engines": engines.main,
     "engine_learning": engine_learning.main,
+    "data_scale": data_scale.main,
     "media_loading": media_loading.main,
     "memory_soak": memory_soak.main,
     "learnability": learnability.main,
