@@ -16,7 +16,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 def test_the_promised_recipes_are_there() -> None:
     assert {path.stem for path in RECIPES} >= {
         *("quickstart", "real_smoke", "suite", "dpo", "sft", "ppo", "remax", "reinforce_pp", "rloo", "grpo"),
-        *("drpo", "drpo_domain_only", "drpo_no_kl"),
+        *("drpo", "drpo_domain_only", "drpo_no_kl", "medmo"),
     }
     assert all(path.suffix == ".yaml" for path in FOLDER.iterdir())
 

@@ -2,8 +2,8 @@
 
     r = 1 / |V| sum over v in V of IoU(b_v, T(b_v')),   T from the coordinates of v' into those of v
 
-The case says how its views lie to each other, in the attribute `views/transform` (see `qoqmed.reading.views`). Not applicable
-without a transform between two views of the case.
+The case says how its views lie to each other, in the attribute `views/transform` (see `qoqmed.reading.views`). Not
+applicable without a transform between two views of the case.
 
 Readings, where the paper has one box a view and one other view: T(b) is the upright rectangle around the moved corners,
 clipped to the view; a box whose place the other view does not show is not compared with it. Several boxes are matched
