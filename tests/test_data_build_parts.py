@@ -20,6 +20,7 @@ from qoqmed.preparing.build import build
 from qoqmed.preparing.cases import Draft
 from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.marked import Marked
+from qoqmed.preparing.rows import SOURCES
 from qoqmed.preparing.spec import SplitSpec
 from qoqmed.preparing.splits import Shares, assign
 
@@ -107,6 +108,16 @@ def test_parquet_is_read_by_pyarrow_or_refused_with_the_remedy(tmp_path):
 
         pyarrow.parquet.write_table(pyarrow.table({"id": [1.0, None], "name": ["x", "y"]}), path)
         assert list(tables.read(path)) == [{"id": "1", "name": "x"}, {"id": "", "name": "y"}]
+
+
+def test_one_of_several_names_of_a_table_is_enough_and_missing_ones_are_told(tmp_path):
+    table(tmp_path / "b.csv", "id\n1")
+    out = LeftOut()
+    wanted = [["a.csv", "b.csv"], "c.csv"]
+    assert list(SOURCES["table"](tmp_path, out, wanted)) == [{"table": "b", "id": "1"}]
+    assert dict(out.notes) == {"the table c.csv is not there": 1}
+    with pytest.raises(DataError, match=r"got: +b.csv\n +expected: x.csv or y.csv\n +mend: +SOURCE is the folder"):
+        list(SOURCES["table"](tmp_path, out, [["x.csv", "y.csv"]]))
 
 
 # ---- labels
@@ -276,6 +287,12 @@ def test_the_same_build_gives_the_same_bytes(mine, tmp_path):
     assert told["arguments"]["seed"] == 5 and told["rows"]["train"] == 10 - 2  # two of six patients are held out
 
 
+def test_a_modality_that_qoqmed_does_not_read_is_noted(mine, tmp_path):
+    source, own = mine
+    Path(own).write_text(OWN.replace("modality: image", "modality: picture"))
+    assert any("'picture'" in note for note in build(own, source, tmp_path / "out").notes)
+
+
 def test_a_limit_ends_the_build_early(mine, tmp_path):
     built = build(mine[1], mine[0], tmp_path / "out", {"limit": 4})
     assert sum(built.rows.values()) == 4
@@ -363,6 +380,12 @@ def test_a_spec_is_checked_whole(tmp_path):
         ({"derive": "{x: {column: class, pattern: '(('}}"}, "no regular expression"),
         ({"rows": "{read: files, glob: ../*.png, pattern: '(?P<class>.)'}"}, "no file of the data set is there"),
         ({"label_space": "[]"}, "no label space"),
+        (
+            {"labels": "{read: value, column: class, map: {mole: mol}}"},
+            r"the spec's labels are(?s:.)*you mean 'mole'",
+        ),
+        ({"labels": "{read: flags, columns: {}, policy: hid}"}, r"labels.policy: no such(?s:.)*did you mean 'hide'"),
+        ({"join": "[{table: x.csv, by: {class: a}}]"}, r"a table of the data set is not there\n +got: +mole/, other/"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_told_with_its_place(mine, tmp_path, change, told):

@@ -138,6 +138,32 @@ def test_a_field_may_say_the_split(folder):
     assert report.rows == {"valid": 1, "train": 2} and len(told(report, "leakage")) == 1
 
 
+def test_a_patient_of_two_files_is_one_where_rows_name_no_data_set(folder):
+    plain = [{key: value for key, value in row(i, patient="same").items() if key != "dataset"} for i in range(2)]
+    report = check(write(folder, plain[0]), [write(folder, plain[1], name="valid.jsonl")])
+    (problem,) = told(report, "leakage")
+    assert "the patient is in another split" in problem.what and list(report.balance) == ["chest_xray/train"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"by": "splt"}, r"--by: no row has this field(?s:.)*did you mean 'split'"),
+        ({"root": "nowhere"}, "--root: no such folder"),
+        ({"workers": 0}, "--workers: at least 1"),
+        ({"frames": 0}, "--frames: at least 1"),
+        ({"splits": ["train.jsonl"]}, "--split: the file is given twice"),
+        ({"splits": ["p"]}, "the data file is a folder"),
+    ],
+)
+def test_wrong_arguments_are_told(folder, monkeypatch, more, said):
+    monkeypatch.chdir(folder)
+    write(folder, row(0, split="a"))
+    arguments = {"mapping": {"question": "question"}} if "by" in more else {}
+    with pytest.raises(UserError, match=said):
+        check("train.jsonl", arguments=arguments, **more)
+
+
 def test_rows_that_say_the_same(folder):
     report = check(write(folder, row(0), row(0, id="again"), row(0, id="other", labels=["nodule"])))
     (problem,) = told(report, "duplicate")

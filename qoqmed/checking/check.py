@@ -53,10 +53,8 @@ def check(
             hint = near(name, ARGUMENTS)
             raise UserError(Problem(f"unknown argument {name!r}", "", "", f"one of {', '.join(ARGUMENTS)}", hint))
     files = [Path(path), *map(Path, splits)]
-    for file in files:
-        if not file.is_file():
-            raise DataError(Problem("the data file does not exist", str(file)))
     base = Path(root) if root is not None else files[0].parent
+    _require(files, base, {"--workers": workers, "--frames": frames, "--max-tokens": max_tokens})
     fixed = None
     if fix is not None:
         fixed = mend(files[0], Path(fix), _reader(files[0], base, given))
@@ -64,7 +62,8 @@ def check(
     findings = Findings()
     found: list[rows.Row] = []
     for file, name in zip(files, _names(files), strict=True):
-        found += _rows(file, base, given, by, findings, name if len(files) > 1 or not by else "")
+        reader = replace(_reader(file, base, given), source=_reader(files[0], base, given).source)
+        found += _rows(file, reader, given, by, findings, name if len(files) > 1 or not by else "")
     places = Places(base)
     there = _missing(found, places, findings)
     rows.twice(found, findings)
@@ -78,6 +77,21 @@ def check(
         spreads = lengths(there, Path(model), base, findings, frames=frames, max_tokens=max_tokens)
     counts = {split: sum(row.split == split for row in found) for split in dict.fromkeys(row.split for row in found)}
     return Report(counts, findings, table, decoded, spreads, fixed, time.perf_counter() - started)
+
+
+def _require(files: Sequence[Path], base: Path, counts: Mapping[str, int | None]) -> None:
+    """Raises UserError for files, a data root and numbers that cannot be."""
+    for place, file in enumerate(files):
+        if not file.is_file():
+            kind = "is a folder" if file.is_dir() else "does not exist"
+            raise DataError(Problem(f"the data file {kind}", str(file), expected="a file of JSON Lines"))
+        if file.resolve() in [other.resolve() for other in files[:place]]:
+            raise UserError(Problem("the file is given twice", "--split", str(file), "the file of another split"))
+    if not base.is_dir():
+        raise UserError(Problem("no such folder", "--root", str(base), "what paths of media are relative to"))
+    for option, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(Problem("at least 1", option, str(count)))
 
 
 def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,20 +122,26 @@ def _reader(file: Path, base: Path, given: Mapping[str, Any]) -> RowReader:
 
 
 def _rows(
-    file: Path, base: Path, given: Mapping[str, Any], by: str | None, findings: Findings, name: str
+    file: Path, reader: RowReader, given: Mapping[str, Any], by: str | None, findings: Findings, name: str
 ) -> list[rows.Row]:
-    reader = _reader(file, base, given)
+    """reader: names the data set of rows that name none by the first file: one set, whose patients are compared."""
     where, unless = given.get("where") or {}, given.get("unless") or {}
     if given.get("gather"):
         reader = replace(reader, spaces=index.gathered(file, reader, where, unless))
 
+    names: dict[str, None] = {}  # of all fields
+
     def split(row: Mapping[str, Any]) -> str:
         value = row.get(by) if by else None
+        names.update(dict.fromkeys(row) if by else {})
         return " ".join(part for part in (name, "" if value is None else str(value)) if part) or "?"
 
     read = list(rows.read(file, reader, findings, where=where, unless=unless, split=split))
+    if by and read and by not in names:
+        raise UserError(Problem("no row has this field", "--by", by, ", ".join(names), near(by, list(names))))
     if not read and not findings.of(ERROR):
-        findings.add("schema", ERROR, Problem("no row is left", str(file)))
+        mend = "'where' and 'unless' leave none" if where or unless else "the file is empty"
+        findings.add("schema", ERROR, Problem("no row is left", str(file), mend=mend))
     return read
 
 

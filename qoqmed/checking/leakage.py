@@ -49,7 +49,7 @@ def _contents(rows: Sequence[Row], places: Places, findings: Findings) -> None:
     sizes: dict[Hashable, list[str]] = {}
     for path in users:
         files = places.files(path)
-        sizes.setdefault(tuple(sorted(os.stat(file).st_size for file in files)), []).append(path)
+        sizes.setdefault(tuple(sorted(file.stat().st_size for file in files)), []).append(path)
     for alike in (paths for size, paths in sizes.items() if size and len(paths) > 1):
         for near in _groups(alike, places, whole=False):
             for same in _groups(near, places, whole=True):
@@ -67,7 +67,7 @@ def _groups(paths: Sequence[str], places: Places, whole: bool) -> Iterator[list[
 def _digest(file: Path, whole: bool) -> bytes:
     """whole: of all its bytes; else of its start, middle and end."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb", buffering=0) as opened:
+    with file.open("rb", buffering=0) as opened:
         size = os.fstat(opened.fileno()).st_size
         if whole or size <= 3 * PIECE:
             while block := opened.read(BLOCK):

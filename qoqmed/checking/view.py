@@ -23,7 +23,7 @@ def report_view(report: Report, shown: int = SHOWN) -> RenderableType:
                 style = "bold red" if severity == ERROR else "bold yellow"
                 parts.append(Text(f"{severity}: {meaning}: {count:,}", style=style))
                 same = [one for one in report.findings.kept if (one.severity, one.kind) == (severity, kind)]
-                parts += [Padding(Text(str(one.problem)), (0, 0, 0, 2)) for one in same[:shown]]
+                parts += [Padding(Text(str(one.problem)), (0, 0, 0, 2), expand=False) for one in same[:shown]]
                 parts += [Text(f"  and {count - shown:,} more")] if count > shown else []
     if report.fixed is not None:
         done = [f"{count:,} {what}" for what, count in report.fixed.items() if count] or ["nothing"]

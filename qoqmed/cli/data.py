@@ -21,7 +21,12 @@ def build_data(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The data set's folder, as it was published.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the data files.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="As valid=0.1 shuffle=true, or the spec's options.")
+        list[str] | None,
+        typer.Argument(
+            metavar="key=value",
+            help="seed, valid and test (shares of the patients), split (published or patient), shuffle, phrasings, "
+            "frames, limit; and the spec's own options (`data specs NAME`).",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

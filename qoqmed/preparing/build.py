@@ -24,6 +24,9 @@ from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.questions import Asking
 from qoqmed.preparing.spec import Spec
 from qoqmed.preparing.splits import SPLITS, Shares, assign
+from qoqmed.types import SPATIAL
+
+KINDS = {int: "whole number", float: "number", bool: "true or false", str: "word"}  # as messages call them
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,12 @@ def build(name: str, source: Path, out: Path, options: Mapping[str, Any] | None 
     space, multi, questions = _known(spec)
     maker = Maker(spec, source, space, multi, left_out, questions, arguments.frames)
     drafts = list(islice(maker.drafts(), arguments.limit or None))
+    for modality in {medium.modality for medium in spec.media} - {*SPATIAL, "ecg"}:
+        left_out.note(f"media of the modality {modality!r}: qoqmed reads none such, so an encoder has to")
     if not drafts:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in left_out.reasons.items())
-        mend = "compare the folder with the spec's layout: `qoqmed data specs NAME`"
-        raise DataError(Problem("no case is left", str(source), reasons or "no row at all", mend=mend))
+        mend = "compare the folder with the spec's layout" + f": `qoqmed data specs {name}`" * (name in specs.shipped())
+        raise DataError(Problem("no case is left", str(source), reasons or "no row at all", spec.layout, mend))
     shares = Shares(arguments.valid, arguments.test, arguments.seed, arguments.split == "published")
     splits = assign(drafts, spec.split, shares, left_out)
     asking = Asking(spec, space, questions, arguments.seed, arguments.shuffle, arguments.phrasings)
@@ -112,18 +117,22 @@ def _arguments(name: str, options: Mapping[str, Any]) -> tuple[Arguments, dict[s
         for key in own
         if key not in known
     ]
-    given = {key: value for key, value in options.items() if key in kinds}
+    given, wrong = {key: value for key, value in options.items() if key in kinds}, list[str]()
     for key, value in given.items():
         fits = isinstance(value, kinds[key]) or (kinds[key] is float and isinstance(value, int))
         if not fits or (kinds[key] is not bool and isinstance(value, bool)):
-            problems.append(Problem(f"{key!r} is no {kinds[key].__name__}", name, repr(value)))
-    made = Arguments(**given) if not problems else Arguments()
+            problems.append(Problem(f"{key!r} is no {KINDS[kinds[key]]}", name, repr(value)))
+            wrong.append(key)
+    made = Arguments(**{key: value for key, value in given.items() if key not in wrong})
     if made.split not in ("published", "patient"):
-        problems.append(Problem("'split'", name, repr(made.split), "published or patient"))
-    if not (0 <= made.valid < 1 and 0 <= made.test < 1 and made.valid + made.test < 1):
+        problems.append(Problem("no such 'split'", name, repr(made.split), "published or patient"))
+    if not {"valid", "test"} & set(wrong) and not (
+        0 <= made.valid < 1 and 0 <= made.test < 1 and made.valid + made.test < 1
+    ):
         problems.append(Problem("shares of patients", name, f"valid {made.valid}, test {made.test}", "a sum below 1"))
+    told = f"phrasings {made.phrasings}, limit {made.limit}, frames {made.frames}"
     if made.phrasings < 1 or made.limit < 0 or made.frames < 0:
-        problems.append(Problem("'phrasings' is at least 1, 'limit' and 'frames' at least 0", name))
+        problems.append(Problem("'phrasings' is at least 1, 'limit' and 'frames' at least 0", name, told))
     if problems:
         raise DataError(problems)
     return made, own
@@ -133,15 +142,17 @@ def _known(spec: Spec) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
     """Label space, whether several labels may hold, and questions: the spec's own, else what the domain knows."""
     name = spec.data_set or spec.name
     if spec.agree not in AGREE:
-        raise DataError(Problem("'agree'", spec.name, repr(spec.agree), ", ".join(AGREE)))
+        raise DataError(
+            Problem("no such 'agree'", spec.name, repr(spec.agree), ", ".join(AGREE), near(spec.agree, AGREE))
+        )
     plugins = [info.name for info in registry.available("domains")]
     plugin = registry.make("domains", Node(spec.domain)) if spec.domain in plugins else None
     labelled = getattr(plugin, "sets", {}).get(name)
     space = tuple(spec.label_space) or tuple(plugin.datasets.get(name, ()) if plugin else ())
     if not space:
-        raise DataError(
-            Problem("no label space", spec.name, f"{spec.domain}/{name}", mend="add 'label_space' to the spec")
-        )
+        known = near(spec.domain, plugins) if plugin is None else near(name, list(plugin.datasets))
+        mend = known or "add 'label_space' to the spec"
+        raise DataError(Problem("no label space", spec.name, f"{spec.domain}/{name}", "a data set that it has", mend))
     asked = getattr(plugin, "questions", None)
     questions = tuple(spec.questions) or (tuple(asked(name)) if asked else tuple(plugin.phrasings if plugin else ()))
     if not questions:

@@ -63,9 +63,9 @@ def _scp(text: str, least: float) -> list[str]:
     try:  # a literal: no code of it is run
         held = ast.literal_eval(text or "{}")
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise DataError(Problem("the codes are no dictionary", got=text[:80])) from error
+        raise DataError(Problem("the codes are no dictionary", "labels", text[:80], "as {'NORM': 100.0}")) from error
     if not isinstance(held, dict) or not all(isinstance(percent, int | float) for percent in held.values()):
-        raise DataError(Problem("the codes are no dictionary of numbers", got=text[:80]))
+        raise DataError(Problem("the codes are no dictionary of numbers", "labels", text[:80], "as {'NORM': 100.0}"))
     return [str(code) for code, percent in held.items() if percent == 0 or percent >= least]
 
 

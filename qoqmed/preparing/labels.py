@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from qoqmed.errors import DataError, Problem
+from qoqmed.errors import DataError, Problem, near
 from qoqmed.preparing import tables
 from qoqmed.preparing.binding import cell
 from qoqmed.preparing.label_codes import codes
@@ -62,7 +62,8 @@ def flags(
     """
     require_inside(columns, space)
     if policy not in POLICIES:
-        raise DataError(Problem("no such policy for uncertain labels", got=repr(policy), expected=", ".join(POLICIES)))
+        what, mend = "no such policy for uncertain labels", near(str(policy), POLICIES)
+        raise DataError(Problem(what, "labels.policy", repr(policy), ", ".join(POLICIES), mend))
     yes, unsure = {tables.plain(item) for item in positive}, {tables.plain(item) for item in uncertain}
     candidates = {label: [one] if isinstance(one, str) else list(one) for label, one in columns.items()}
 
@@ -112,7 +113,7 @@ def bins(root: Path, space: Space, column: str, edges: Sequence[float], labels: 
     require_inside(labels, space)
     if len(edges) != len(labels):
         raise DataError(
-            Problem("bins need a lower edge for each label", got=f"{len(edges)} edges, {len(labels)} labels")
+            Problem("bins need a lower edge for each label", "labels.bins", f"{len(edges)} edges, {len(labels)} labels")
         )
 
     def read(row: Row) -> Marked:

@@ -26,23 +26,27 @@ def _listed(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _nothing(kind: str, root: Path, wanted: Sequence[str]) -> DataError:
+def _nothing(kind: str, root: Path, wanted: Sequence[str], what: str = "no {} of the data set is there") -> DataError:
     """Says what is in the folder instead: it is another one, or one above or below the right one."""
     inside = sorted(item.name + "/" * item.is_dir() for item in root.iterdir())
     got = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "") or "an empty folder"
     mend = "SOURCE is the folder that the spec's layout shows: `qoqmed data specs NAME`"
-    return DataError(Problem(f"no {kind} of the data set is there", str(root), got, " or ".join(wanted), mend))
+    return DataError(Problem(what.format(kind), str(root), got, ", ".join(wanted), mend))
 
 
 def table(root: Path, out: LeftOut, path: Any, delimiter: str = ",") -> Iterator[dict[str, str]]:
-    """One table after the other; a column `table` says which, without its ending. At least one must be there."""
-    found = [root / name for name in _listed(path) if (root / name).is_file()]
-    if not found:
-        raise _nothing("table", root, _listed(path))
-    for name in _listed(path):
-        if root / name not in found:
-            out.note(f"the table {name} is not there")
-    for file in found:
+    """One table after the other; a column `table` says which, without its ending. At least one must be there.
+
+    path: a name, or several; a list among these holds names of one table, of which the first that is there counts.
+    """
+    wanted = [_listed(one) for one in path] if isinstance(path, list) else [[str(path)]]
+    found = [next((root / name for name in names if (root / name).is_file()), None) for names in wanted]
+    if not any(found):
+        raise _nothing("table", root, [" or ".join(names) for names in wanted])
+    for names, file in zip(wanted, found, strict=True):
+        if file is None:
+            out.note(f"the table {names[0]} is not there")
+    for file in filter(None, found):
         yield from ({"table": file.name.split(".")[0]} | row for row in tables.read(file, delimiter))
 
 
@@ -128,7 +132,7 @@ def _index(join: Join, root: Path, out: LeftOut) -> dict[tuple[str, ...], dict[s
         if join.optional:
             out.note(f"the table {join.table} is not there")
             return {}
-        raise DataError(Problem("a table of the data set is not there", str(root / join.table)))
+        raise _nothing("table", root, [join.table], "a {} of the data set is not there")
     index: dict[tuple[str, ...], dict[str, str]] = {}
     for row in tables.read(root / join.table, join.delimiter):
         key = tuple(cell(row, column, join.table) for column in join.by.values())

@@ -144,7 +144,9 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Spec:
             OmegaConf.update(given, f"options.{key}", value)
         content = OmegaConf.to_container(given, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise DataError(Problem("the spec is no YAML that can be resolved", where, str(error)[:300])) from error
+        raise DataError(
+            Problem("the spec is no YAML that can be resolved", where, str(error)[:300], "a mapping")
+        ) from error
     problems: list[Problem] = []
     spec = _made(Spec, content, where, problems)
     if problems or spec is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from qoqmed.preparing.build import Built
 from qoqmed.preparing.spec import Spec
@@ -27,7 +28,7 @@ def built_view(built: Built) -> RenderableType:
     kept.add_row("patients", *(str(count) for count in built.patients.values()))
     parts: list[RenderableType] = [kept]
     if built.left_out:
-        lost = Table("rows", "left out because", title="left_out.jsonl names each")
+        lost = Table("rows", "left out because", title="left_out.jsonl names each", title_justify="left")
         for reason, count in built.left_out.items():
             lost.add_row(str(count), reason)
         parts.append(lost)
@@ -36,11 +37,20 @@ def built_view(built: Built) -> RenderableType:
 
 
 def specs_view(specs: list[Spec]) -> RenderableType:
-    """Every spec with its domain, data set and options; of one alone, its layout, too."""
-    table = Table("name", "domain", "data set", "options", "licence")
+    """Every spec with its domain, data set and names of options; one alone with all that a reader needs to know."""
+    if len(specs) == 1:
+        return _spec_view(specs[0])
+    table = Table("name", "domain", "data set", "options")
     for spec in specs:
-        options = " ".join(f"{key}={value}" for key, value in spec.options.items())
-        table.add_row(spec.name, spec.domain, spec.data_set or spec.name, options, spec.licence)
-    if len(specs) > 1:
-        return table
-    return Group(table, *(part.strip() for part in (specs[0].about, specs[0].layout) if part))
+        table.add_row(spec.name, spec.domain, spec.data_set or spec.name, " ".join(spec.options))
+    return table
+
+
+def _spec_view(spec: Spec) -> RenderableType:
+    table = Table(show_header=False, box=None)
+    options = " ".join(f"{key}={value}" for key, value in spec.options.items())
+    told = {"data set": f"{spec.data_set or spec.name} ({spec.domain})", "about": spec.about, "layout": spec.layout}
+    for what, text in (told | {"options": options, "licence": spec.licence}).items():
+        if text:
+            table.add_row(what, Text(text.strip()))
+    return table
