@@ -37,13 +37,23 @@ class Invalid:
         return [f"invalid rollouts: {reason}" for reason in self.reasons]
 
 
+def lost(group: Group) -> list[int]:
+    """Rollouts whose reward an invalid verdict took."""
+    judged = enumerate(zip(group.verdicts, group.rewards, strict=True))
+    return [
+        index
+        for index, (verdicts, reward) in judged
+        if reward is None and any(verdict.status is Status.INVALID for verdict in verdicts.values())
+    ]
+
+
 def count_invalid(groups: Sequence[Group]) -> Invalid:
     """A collective. A rollout without a reward because none applies to its case is not invalid."""
-    judged = [pair for group in groups for pair in zip(group.verdicts, group.rewards, strict=True)]
-    reasons = [[v.reason for v in verdicts.values() if v.status is Status.INVALID] for verdicts, _ in judged]
-    lost = sum(bool(own) and reward is None for own, (_, reward) in zip(reasons, judged, strict=True))
-    scored = sum(reward is not None for _, reward in judged)
-    everyone = gather(Invalid(tuple(reason for own in reasons for reason in own), lost, scored, len(judged)))
+    verdicts = [verdict for group in groups for row in group.verdicts for verdict in row.values()]
+    reasons = tuple(verdict.reason for verdict in verdicts if verdict.status is Status.INVALID)
+    rewards = [reward for group in groups for reward in group.rewards]
+    scored = sum(reward is not None for reward in rewards)
+    everyone = gather(Invalid(reasons, sum(len(lost(group)) for group in groups), scored, len(rewards)))
     told = sorted({reason for part in everyone for reason in part.reasons})
     numbers = zip(*((part.rollouts, part.scored, part.total) for part in everyone), strict=True)
     return Invalid(tuple(told), *(sum(column) for column in numbers))

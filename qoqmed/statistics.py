@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from qoqmed.advantages.table import Advantages
+from qoqmed.alarms import lost
 from qoqmed.estimating import Estimate
 from qoqmed.parallel import gather
 from qoqmed.types import DomainStep, Group, Verdict
@@ -25,6 +26,8 @@ class GroupFacts:
     lengths: tuple[int, ...]
     cut: int  # responses that hit the length limit
     flawed: int  # responses with a flaw in their reading
+    invalid: int  # responses whose reward an invalid verdict took
+    trained: int  # responses that the loss is over
 
 
 def facts(groups: Sequence[Group]) -> list[GroupFacts]:
@@ -42,6 +45,8 @@ def facts(groups: Sequence[Group]) -> list[GroupFacts]:
                 tuple(len(rollout.token_ids) for rollout in group.rollouts),
                 sum(rollout.finish_reason == "length" for rollout in group.rollouts),
                 sum(bool(reading.flaws) for reading in group.readings),
+                len(lost(group)),
+                sum(group.trained),
             )
         )
     return [fact for part in gather(mine) for fact in part]
@@ -81,7 +86,9 @@ def _reward_metrics(everyone: Sequence[GroupFacts]) -> dict[str, float]:
         "reward": _mean(flat),
         "reward_std": _mean(spread),
         "frac_reward_zero_std": _mean([float(max(group) == min(group)) for group in groups if group]),
-        "rollouts/invalid": float(sum(reward is None for fact in everyone for reward in fact.rewards)),
+        "rollouts/invalid": float(sum(fact.invalid for fact in everyone)),
+        "rollouts/not_applicable": float(sum(fact.rewards.count(None) - fact.invalid for fact in everyone)),
+        "rollouts/trained": float(sum(fact.trained for fact in everyone)),
     }
     for name in {name for fact in everyone for name in fact.values}:
         values = [value for fact in everyone for value in fact.values.get(name, ())]

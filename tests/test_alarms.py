@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from tiny_run import RECIPE, Place, command, place, read, same, weights
 from qoqmed.alarms import alarms, count_invalid, invalid_share, refuse_invalid, refuse_not_finite
 from qoqmed.config.schema import RolloutConfig
 from qoqmed.fit import fit
+from qoqmed.statistics import facts, metrics
 from qoqmed.types import Case, Group, Target, Verdict
+from qoqmed.updating import Updated
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -142,3 +145,11 @@ def test_cut_off_responses_are_told_in_the_first_steps_alone(tmp_path: Path) -> 
     run = fit(place(tmp_path, stages=[RL | {"steps": 5}]).recipe, ["data.valid=[]", "rollout.max_new_tokens=2"]).folder
     told = [line for line in (run / "log.txt").read_text().splitlines() if "cut off at 2 tokens" in line]
     assert [line.split("warning: ")[1].split(":")[0] for line in told] == ["step 1", "step 2", "step 3"]
+
+
+def test_the_step_counts_what_has_no_reward_by_its_cause() -> None:
+    ok, absent, bad = Verdict(0.5), Verdict.not_applicable("no mask"), Verdict.invalid("down")
+    whole = group(ok, bad, absent, rewards=(0.5, None, None))
+    pair = replace(whole, rewards=(0.5, 0.25, 0.0), trainable=(True, True, False))
+    out = metrics(facts([whole, pair]), Updated({}, 0.0, 1, 0), None, 0.0, {})
+    assert (out["rollouts/invalid"], out["rollouts/not_applicable"], out["rollouts/trained"]) == (1, 1, 2)

@@ -37,7 +37,7 @@ def at(hours):
 
 
 def stays(folder):
-    """Fills a folder in the published layout. Stay i of patient 10000000 + i; everything happens at the same hours after admission."""
+    """Fills a folder in the published layout: stay i of patient 10000000 + i, all at the same hours after admission."""
     admissions = ["subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,admission_location,"
                   "discharge_location,race,hospital_expire_flag"]  # fmt: skip
     patients = ["subject_id,gender,anchor_age,anchor_year,dod"]

@@ -14,8 +14,8 @@ from tiny_run import OPTIONS, RECIPE, Place, command, evaluations, place
 import qoqmed
 from qoqmed.errors import DataError, MediaError, PluginError, UserError
 from qoqmed.evaluate import evaluate
-from qoqmed.offline import metrics
 from qoqmed.fit import fit
+from qoqmed.offline import metrics
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -120,6 +120,11 @@ def test_a_share_is_by_weight() -> None:
     assert combine(verdicts, {**weights, "views": 0.0}, AUXILIARY) == pytest.approx(0.3 / 0.8)  # logged only
 
 
+def test_a_share_named_like_a_reward_is_not_that_rewards() -> None:
+    verdicts = {"accuracy": Verdict(0.0), "format": Verdict(1.0)}
+    assert combine(verdicts, {"accuracy": 0.5, "format": 0.5}, {"format": "accuracy"}) == pytest.approx(0.5)
+
+
 class Penalty(Asked):
     low, high = -1.0, 0.0
 

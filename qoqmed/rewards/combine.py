@@ -35,8 +35,8 @@ def combine(
     applicable = {name: verdict.value for name, verdict in counted.items() if verdict.value is not None}
     if not applicable:
         return None
-    sharing = Counter(shares.get(name, name) for name in applicable)
-    parts = {name: weights[name] / sharing[shares.get(name, name)] for name in applicable}
+    sharing = Counter(shares[name] for name in applicable if name in shares)
+    parts = {name: weights[name] / (sharing[shares[name]] if name in shares else 1) for name in applicable}
     return sum(parts[name] * value for name, value in applicable.items()) / sum(parts.values())
 
 
