@@ -52,7 +52,7 @@ $(READY): pyproject.toml $(CONSTRAINTS) $(VLLM) | same-python
 	@echo "setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$$(grep '^torch==' $(CONSTRAINTS))"
-	@$(PIP) -e '.[dev,ecg,imaging,video,timm,lora,plot]'
+	@$(PIP) -e '.[dev,ecg,imaging,video,timm,lora,plot,parquet]'
 	@test -z "$(VLLM)" || $(PIP) --no-deps --only-binary :all: -r $(VLLM) \
 		|| echo "vLLM is left out: it has no wheel for this Python on this machine" >&2
 	@touch $@

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 from published_layouts import MAKERS, picture, table
+from pyarrow import parquet
 from tiny_run import command
 
 from qoqmed.errors import DataError, UserError
@@ -96,18 +98,21 @@ def test_the_extra_that_the_message_names_brings_pyarrow():
     assert [one for one in extras["parquet"] if one.startswith("pyarrow")]
 
 
-def test_parquet_is_read_by_pyarrow_or_refused_with_the_remedy(tmp_path):
+def test_parquet_is_read(tmp_path):
     path = tmp_path / "a.parquet"
-    if find_spec("pyarrow") is None:
-        path.write_bytes(b"PAR1")
-        with pytest.raises(UserError, match=r"pip install 'qoqmed\[parquet\]'"):
-            list(tables.read(path))
-    else:
-        import pyarrow
-        import pyarrow.parquet
+    parquet.write_table(pyarrow.table({"id": [1.0, None], "name": ["x", "y"], "ill": [True, False]}), path)
+    rows = [{"id": "1", "name": "x", "ill": "true"}, {"id": "", "name": "y", "ill": "false"}]
+    assert list(tables.read(path)) == rows
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="the table cannot be read"):
+        list(tables.read(path))
 
-        pyarrow.parquet.write_table(pyarrow.table({"id": [1.0, None], "name": ["x", "y"]}), path)
-        assert list(tables.read(path)) == [{"id": "1", "name": "x"}, {"id": "", "name": "y"}]
+
+def test_parquet_without_its_extra_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"pip install 'qoqmed\[parquet\]'"):
+        list(tables.read(tmp_path / "a.parquet"))
 
 
 def test_one_of_several_names_of_a_table_is_enough_and_missing_ones_are_told(tmp_path):
