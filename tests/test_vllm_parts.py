@@ -49,7 +49,7 @@ def test_a_missing_vllm_is_told_with_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_arguments_out_of_range_are_told_together() -> None:
     with pytest.raises(PluginError) as error:
-        registry.make("rollouts", Node("vllm", {"gpu_memory": 1.5, "tensor_parallel": 2, "probe_every": -1}, "rollout"))
+        registry.make("rollouts", Node("vllm", {"gpu_memory": 1.5, "tensor_parallel": 0, "probe_every": -1}, "rollout"))
     assert len(error.value.problems) == 3
 
 

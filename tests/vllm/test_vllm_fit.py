@@ -97,9 +97,11 @@ def test_a_saved_run_answers_by_the_engine_as_in_its_last_pass(
 
 
 @pytest.mark.slow
-def test_two_processes_have_an_engine_each(tmp_path: Path) -> None:
-    """Sharded over two ranks (FSDP2, gloo): every sync gathers the weights, and every one is probed."""
-    rollout = ROLLOUT | {"probe_every": 1}
+@pytest.mark.parametrize("team", [{}, {"tensor_parallel": 2, "prompts": 3}], ids=["an engine each", "one for both"])
+def test_two_processes(tmp_path: Path, team: dict[str, int]) -> None:
+    """Sharded over two ranks (FSDP2, gloo): every sync gathers the weights, and every one is probed. With one engine
+    for both, the ranks ask for two cases and one."""
+    rollout = ROLLOUT | {"probe_every": 1} | team
     stage = {"name": "rl", "objective": "policy_gradient", "advantage": "grpo", "optimizer": {"lr": 1.0e-3}, "steps": 2}
     run = site(tmp_path, rollout=rollout, stages=[stage], rewards={"format": {"weight": 1.0}})
     words = [sys.executable, "-m", "qoqmed", "fit", str(run.recipe), "trainer.devices=2"]
