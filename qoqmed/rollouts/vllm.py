@@ -154,14 +154,15 @@ class VllmRollouts:
 
     def _run(self, engine: Engine, prompts: Sequence[Prompt], arguments: Sequence[dict[str, Any]]) -> list[Any]:
         requests = [request(prompt) for prompt in prompts]
-        return self._call("the generation", partial(engine.generate, requests, arguments))
+        hopeless = self.team.broken if self.team else never
+        return self._call("the generation", partial(engine.generate, requests, arguments), hopeless)
 
-    def _call(self, phase: str, work: Callable[[], Result]) -> Result:
+    def _call(self, phase: str, work: Callable[[], Result], hopeless: Callable[[], bool] = never) -> Result:
         """See `within`. An engine that hangs can only be left alone; another waits for `close`."""
         if self.hung:
             raise PluginError(Problem("vLLM hangs since an earlier call", "rollout", mend="go on with --resume"))
         try:
-            return within(self.timeout_s, phase, work, self.team.broken if self.team else never)
+            return within(self.timeout_s, phase, work, hopeless)
         except PluginError as error:
             self.hung = isinstance(error.__cause__, TimeoutError)
             raise

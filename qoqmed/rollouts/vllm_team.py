@@ -110,15 +110,15 @@ def check_team(size: int, policy: PolicyHandle) -> None:
     with tempfile.TemporaryDirectory(prefix="qoqmed-vllm-") as name:
         policy.describe(Path(name))
         config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-    wrong = _indivisible(size, config)
+    wrong = indivisible(size, config)
     if wrong:
-        fitting = " or ".join(str(n) for n in range(1, size) if world % n == 0 and not _indivisible(n, config))
+        fitting = " or ".join(str(n) for n in range(1, size) if world % n == 0 and not indivisible(n, config))
         what = "the model's layers cannot be cut into as many equal parts"
         got = f"{size}, with {', '.join(f'{count} {name}' for name, count in wrong.items())}"
         raise UserError(Problem(what, WHERE, got, "a divisor of each of these numbers", f"{WHERE}={fitting}"))
 
 
-def _indivisible(size: int, config: Mapping[str, Any]) -> dict[str, int]:
+def indivisible(size: int, config: Mapping[str, Any]) -> dict[str, int]:
     """What vLLM cuts into `size` equal parts and cannot, by name. Key-value heads may be fewer: each is then copied."""
     text, vision = config["text_config"], config["vision_config"]
     counts = {

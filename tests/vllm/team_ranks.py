@@ -1,6 +1,6 @@
 """What each of two processes does that share an engine (`tensor_parallel: 2`); test_vllm_team.py reads what it tells.
 
-PYTHONPATH=tests python -m torch.distributed.run --standalone --nproc_per_node=2 tests/vllm/team_ranks.py qwen2_5_vl untied OUT
+PYTHONPATH=tests python -m torch.distributed.run --standalone --nproc_per_node=2 tests/vllm/team_ranks.py KIND TIED OUT
 """
 
 from __future__ import annotations
