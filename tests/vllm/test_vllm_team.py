@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import served
 import team_ranks
+import two_teams
 
 from qoqmed.errors import UserError
 from qoqmed.policy.handle import LivePolicy
@@ -24,15 +25,19 @@ Told = tuple[dict[str, Any], dict[str, Any]]
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, str], Told]:
     """A policy's kind and what its two processes tell."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", team_ranks.__file__]
-    words = [sys.executable, "-m", *launch, *request.param, str(folder)]
-    path = os.pathsep.join(place for place in sys.path if place)
-    done = subprocess.run(
-        words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    launched(2, team_ranks.__file__, *request.param, folder)
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
     return request.param, (first, second)
+
+
+def launched(processes: int, *words: object) -> str:
+    """What processes of torchrun's write."""
+    launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *(str(word) for word in words)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    command = [sys.executable, "-m", *launch]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def joined(told: Told, *path: str) -> dict[str, Any]:
@@ -102,6 +107,13 @@ def test_what_one_process_meets_both_are_told(ranks: tuple[Any, Told]) -> None:
         assert "the processes of one engine have sampled unlike tokens" in part["unlike"]
         assert "vLLM failed in the generation" in part["dead"] and "RuntimeError: out of luck" in part["dead"]
         assert "with 3 attention heads" in part["three heads"] and "3, with 2 processes" in part["three a team"]
+
+
+@pytest.mark.slow
+def test_two_teams_have_an_engine_each() -> None:
+    told = launched(4, two_teams.__file__)
+    for rank, places in enumerate(two_teams.OWN):
+        assert f"process {rank}: {len(places)} answers, those of transformers" in told
 
 
 def test_a_team_needs_more_processes(policy: LivePolicy) -> None:
