@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+from functools import partial
 from importlib.machinery import ModuleSpec
 
 import numpy as np
@@ -24,7 +25,8 @@ from qoqmed.policy.handle import LivePolicy
 from qoqmed.policy.loading import Loaded
 from qoqmed.rollouts.vllm_isolation import isolated
 from qoqmed.rollouts.vllm_requests import CHILDREN, check_lengths, request, stream
-from qoqmed.rollouts.vllm_watch import limited, within
+from qoqmed.rollouts.vllm_team import Ask, Team, indivisible
+from qoqmed.rollouts.vllm_watch import Abandoned, limited, within
 from qoqmed.types import Sampling
 
 
@@ -49,7 +51,7 @@ def test_a_missing_vllm_is_told_with_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_arguments_out_of_range_are_told_together() -> None:
     with pytest.raises(PluginError) as error:
-        registry.make("rollouts", Node("vllm", {"gpu_memory": 1.5, "tensor_parallel": 2, "probe_every": -1}, "rollout"))
+        registry.make("rollouts", Node("vllm", {"gpu_memory": 1.5, "tensor_parallel": 0, "probe_every": -1}, "rollout"))
     assert len(error.value.problems) == 3
 
 
@@ -109,6 +111,13 @@ def test_a_call_that_hangs_is_left_behind_and_named() -> None:
     end.set()
 
 
+def test_a_call_that_can_never_come_back_is_not_waited_for() -> None:
+    end = threading.Event()
+    with pytest.raises(Abandoned, match="the song was given up: another process that shares this engine has failed"):
+        within(3600, "the song", end.wait, lambda: True)
+    end.set()
+
+
 @pytest.mark.parametrize(
     ("error", "mended"),
     [(RuntimeError("no"), False), (MemoryError(), True), (ValueError("Available memory is less than"), True)],
@@ -131,6 +140,47 @@ def test_what_is_wrong_with_the_input_stays_what_it_is() -> None:
     with pytest.raises(UserError) as told:
         within(60, "the song", refuse)
     assert type(told.value) is UserError
+
+
+# ---- several processes
+
+
+def test_a_team_of_one_is_alone() -> None:
+    team, asked = Team(1, 1.0), [Ask((), Sampling(), ())]
+    assert team.gather(3) == [3] and team.together(lambda: 4) == 4 and not team.broken()
+    assert team.own(asked, []) == []
+    cause = ValueError("why")
+    with pytest.raises(PluginError) as told:
+        team.together(lambda: within(60, "the song", partial(_fail, cause)))
+    assert told.value.__cause__ is cause
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("size", "wrong"),
+    [
+        (2, {}),
+        (4, {}),
+        (8, {"attention heads": 28, "features within a layer of the vision tower": 3420}),  # a key-value head on two
+        (
+            3,
+            {
+                "attention heads": 28,
+                "features within a layer (intermediate_size)": 18944,
+                "key-value heads": 4,
+                "attention heads of the vision tower": 16,
+            },
+        ),
+    ],
+)
+def test_what_cannot_be_cut_into_equal_parts(size: int, wrong: dict[str, int]) -> None:
+    """The numbers of Qwen2.5-VL-7B's config.json."""
+    text = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
+    config = {"text_config": text, "vision_config": {"num_heads": 16, "intermediate_size": 3420}}
+    assert indivisible(size, config) == wrong
 
 
 # ---- isolation

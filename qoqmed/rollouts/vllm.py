@@ -21,7 +21,8 @@ from qoqmed.registry import arguments
 from qoqmed.rollouts.vllm_engine import ENVIRONMENT, Engine, Options, require
 from qoqmed.rollouts.vllm_isolation import isolated
 from qoqmed.rollouts.vllm_requests import check_expanded, check_lengths, log_probs, request, settings
-from qoqmed.rollouts.vllm_watch import within
+from qoqmed.rollouts.vllm_team import Ask, Team, check_team
+from qoqmed.rollouts.vllm_watch import never, within
 from qoqmed.types import Rollout, Sampling
 
 PROBED = 16  # tokens of a probe
@@ -33,9 +34,10 @@ Result = TypeVar("Result")
 
 class VllmRollouts:
     """max_model_len: tokens of a prompt with its answer. kv_cache_mb: on a CPU, for keys and values. gpu_memory: on a
-    GPU, the share of its memory for the engine; sleep: free it during updates. enforce_eager: no CUDA graphs and no
-    compilation; null: so on a CPU. probe_every: syncs between two comparisons with the policy, 0 for none. timeout_s:
-    of one call. precision: `bf16` computes in bfloat16, all else in the type of the weights.
+    GPU, the share of its memory for the engine; sleep: free it during updates. tensor_parallel: neighbouring processes
+    that share one engine; all take part in each call, with prompts of their own or without. enforce_eager: no CUDA
+    graphs and no compilation; null: so on a CPU. probe_every: syncs between two comparisons with the policy, 0 for
+    none. timeout_s: of one call. precision: `bf16` computes in bfloat16, all else in the type of the weights.
     """
 
     exact_log_probs = False
@@ -57,7 +59,7 @@ class VllmRollouts:
             bound("max_model_len", max_model_len, low=2),
             bound("kv_cache_mb", kv_cache_mb, low=1),
             bound("gpu_memory", gpu_memory, low=0.01, high=1.0),
-            bound("tensor_parallel", tensor_parallel, low=1, high=1),
+            bound("tensor_parallel", tensor_parallel, low=1),
             bound("probe_every", probe_every, low=0),
             bound("timeout_s", timeout_s, low=0.0),
         )
@@ -65,20 +67,25 @@ class VllmRollouts:
         self.options = Options(max_model_len, kv_cache_mb, gpu_memory, tensor_parallel, sleep, enforce_eager, "")
         self.probe_every, self.timeout_s, self.precision = probe_every, timeout_s, precision
         self.engine: Engine | None = None
+        self.team: Team | None = None
         self.probe: Prompt | None = None
         self.syncs, self.hung = 0, False
 
     def start(self, policy: PolicyHandle) -> None:
+        """Raises UserError where `tensor_parallel` fits neither the number of processes nor the model."""
+        check_team(self.options.tensor_parallel, policy)
         self.policy = policy
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[list[Rollout]]:
         """`sampling.n` rollouts for each prompt. Raises UserError where one does not fit, PluginError where vLLM fails.
 
-        A collective where the policy is sharded.
+        A collective where the policy is sharded, and over the processes that share the engine.
         """
         with isolated(ENVIRONMENT):
-            engine = self._ready(prompts)
-            return self._sample(engine, prompts, sampling, seeds) if prompts else []
+            team = self.team = self.team or Team(self.options.tensor_parallel, self.timeout_s)
+            asked = team.gather(Ask(prompts, sampling, seeds))
+            engine = self._ready(team, [prompt for ask in asked for prompt in ask.prompts])
+            return self._sample(engine, team, asked)
 
     def rest(self) -> None:
         """Free the GPU's memory (`sleep`): weights come again with the next sync or generation."""
@@ -89,10 +96,10 @@ class VllmRollouts:
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """New weights of the policy. Every `probe_every` times engine and policy are compared; PluginError where they
         differ."""
-        if self.engine is None or self.engine.asleep:
+        if self.engine is None or self.team is None or self.engine.asleep:
             return  # it will begin, or wake, with the weights of that time
         with isolated(ENVIRONMENT):
-            self._sync(self.engine, weights)
+            self._sync(self.engine, self.team, weights)
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -101,8 +108,8 @@ class VllmRollouts:
                 self.engine.close()
             self.engine = None
 
-    def _ready(self, prompts: Sequence[Prompt]) -> Engine:
-        """The engine with the policy's weights."""
+    def _ready(self, team: Team, prompts: Sequence[Prompt]) -> Engine:
+        """The engine with the policy's weights. prompts: of all that share it."""
         if self.engine is None:
             dtype = "bfloat16" if self.precision == "bf16" else str(self.policy.dtype).removeprefix("torch.")
             self.options = replace(self.options, dtype=dtype)
@@ -110,27 +117,33 @@ class VllmRollouts:
             self._call("the first sync of weights", partial(self.engine.first_sync, self.policy.weights()))
             self.probe = next(iter(prompts), None)
             if self.probe_every:
-                self._compare(self.engine)
+                team.together(partial(self._compare, self.engine))
         elif self.engine.asleep:
-            self._sync(self.engine, self.policy.weights())
+            self._sync(self.engine, team, self.policy.weights())
         else:
             self.engine.forget()  # what came before this call has no part in what it gives
         return self.engine
 
-    def _sync(self, engine: Engine, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def _sync(self, engine: Engine, team: Team, weights: Iterable[tuple[str, Tensor]]) -> None:
         self._call("the sync of weights", partial(engine.sync, weights))
         self.syncs += 1
         if self.probe_every and self.syncs % self.probe_every == 0:
-            self._compare(engine)
+            team.together(partial(self._compare, engine))
 
-    def _sample(
-        self, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[list[Rollout]]:
-        check_lengths(prompts, sampling, engine.window)
-        outputs = self._run(engine, prompts, [settings(sampling, seed, self._stop) for seed in seeds])
-        groups = []
-        for prompt, seed, output in zip(prompts, seeds, outputs, strict=True):
+    def _sample(self, engine: Engine, team: Team, asked: Sequence[Ask]) -> list[list[Rollout]]:
+        """Of this process's prompts. Every process of the team has all of them answered."""
+        for ask in asked:
+            check_lengths(ask.prompts, ask.sampling, engine.window)
+        prompts = [prompt for ask in asked for prompt in ask.prompts]
+        arguments = [settings(ask.sampling, seed, self._stop) for ask in asked for seed in ask.seeds]
+        if not prompts:
+            return []
+        outputs = team.together(partial(self._run, engine, prompts, arguments))
+        for prompt, output in zip(prompts, outputs, strict=True):
             check_expanded(prompt, output)
+        team.check_same(outputs)
+        groups, own = [], asked[team.rank]
+        for prompt, seed, output in zip(own.prompts, own.seeds, team.own(asked, outputs), strict=True):
             children = sorted(output.outputs, key=lambda child: child.index)
             groups.append([self._rollout(prompt, seed, child) for child in children])
         return groups
@@ -141,14 +154,15 @@ class VllmRollouts:
 
     def _run(self, engine: Engine, prompts: Sequence[Prompt], arguments: Sequence[dict[str, Any]]) -> list[Any]:
         requests = [request(prompt) for prompt in prompts]
-        return self._call("the generation", partial(engine.generate, requests, arguments))
+        hopeless = self.team.broken if self.team else never
+        return self._call("the generation", partial(engine.generate, requests, arguments), hopeless)
 
-    def _call(self, phase: str, work: Callable[[], Result]) -> Result:
+    def _call(self, phase: str, work: Callable[[], Result], hopeless: Callable[[], bool] = never) -> Result:
         """See `within`. An engine that hangs can only be left alone; another waits for `close`."""
         if self.hung:
             raise PluginError(Problem("vLLM hangs since an earlier call", "rollout", mend="go on with --resume"))
         try:
-            return within(self.timeout_s, phase, work)
+            return within(self.timeout_s, phase, work, hopeless)
         except PluginError as error:
             self.hung = isinstance(error.__cause__, TimeoutError)
             raise

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib.util
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,9 @@ def _llm(folder: Path, options: Options, cuda: bool, eager: bool) -> Any:
         # A prompt taken in parts draws from its random stream with each part; only on a GPU vLLM takes that back.
         memory |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(window, BATCHED)}
     ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks > 1:  # vLLM reads these, which torchrun sets and srun does not
+        os.environ.setdefault("RANK", str(dist.get_rank()))
+        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     return LLM(
         model=str(folder),
         load_format="dummy",

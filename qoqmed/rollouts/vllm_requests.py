@@ -73,8 +73,8 @@ def settings(sampling: Sampling, seed: int, stop: Sequence[int]) -> dict[str, An
 
 def check_lengths(prompts: Sequence[Prompt], sampling: Sampling, longest: int) -> None:
     """Raises UserError where a prompt and its answer could be longer than the engine's window."""
-    case, length = max(((p.case_id, len(p.token_ids)) for p in prompts), key=lambda pair: pair[1])
-    if length + sampling.max_new_tokens <= longest:
+    case, length = max(((p.case_id, len(p.token_ids)) for p in prompts), key=lambda pair: pair[1], default=("", 0))
+    if not prompts or length + sampling.max_new_tokens <= longest:
         return
     got = f"{length} tokens of {case}, and {sampling.max_new_tokens} (rollout.max_new_tokens)"
     mend = "raise rollout.max_model_len, lower rollout.max_new_tokens, or take fewer frames or pixels (data.max_pixels)"

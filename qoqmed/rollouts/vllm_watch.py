@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,16 +11,31 @@ import torch
 
 from qoqmed.errors import PluginError, Problem, UserError
 
+POLL_S = 1.0
+
 Result = TypeVar("Result")
 
 
-def within(seconds: float, phase: str, work: Callable[[], Result]) -> Result:
-    """What `work` gives. Raises PluginError, naming the phase, where it fails or hangs."""
+class Abandoned(PluginError):
+    """A call was left alone because it can never come back."""
+
+
+def never() -> bool:
+    """Nothing is hopeless."""
+    return False
+
+
+def within(seconds: float, phase: str, work: Callable[[], Result], hopeless: Callable[[], bool] = never) -> Result:
+    """What `work` gives. Raises PluginError, naming the phase, where it fails or hangs; hopeless: see `limited`."""
     try:
-        return limited(seconds, work)
+        return limited(seconds, work, hopeless)
     except UserError:
         raise
     except TimeoutError as error:
+        if hopeless():
+            mend = "what the other one says comes first; go on with --resume"
+            what = f"{phase} was given up: another process that shares this engine has failed"
+            raise Abandoned(Problem(what, "rollout", mend=mend)) from error
         mend = "go on with --resume; where it is only slow, raise rollout.timeout_s"
         what = f"vLLM did not come back from {phase} in {seconds:g} s"
         raise PluginError(Problem(what, "rollout.timeout_s", mend=mend)) from error
@@ -34,9 +50,9 @@ def _mend(error: Exception) -> str:
     return (less if memory else "") + "go on with --resume, or with rollout.name=torch"
 
 
-def limited(seconds: float, work: Callable[[], Result]) -> Result:
-    """What `work()` gives or raises. Raises TimeoutError where it has not come back in time: its thread goes on, and
-    does not keep the process alive."""
+def limited(seconds: float, work: Callable[[], Result], hopeless: Callable[[], bool] = never) -> Result:
+    """What `work()` gives or raises. Raises TimeoutError where it has not come back in time, or will not by what
+    `hopeless` says, which is asked every second: its thread goes on, and does not keep the process alive."""
     results: list[Result] = []
     errors: list[BaseException] = []
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -54,7 +70,9 @@ def limited(seconds: float, work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, name="rollouts", daemon=True)
     thread.start()
-    thread.join(seconds)
+    end = time.monotonic() + seconds
+    while thread.is_alive() and not hopeless() and (left := end - time.monotonic()) > 0:
+        thread.join(min(left, POLL_S))
     if thread.is_alive():
         raise TimeoutError
     if errors:

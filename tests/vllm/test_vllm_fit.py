@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import engine_dies
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import Place, command, metrics, place, read, same, weights
+from tiny_run import RECIPE, Place, command, metrics, place, read, same, weights
 
 from qoqmed.errors import PluginError
 from qoqmed.fit import fit
@@ -96,14 +98,50 @@ def test_a_saved_run_answers_by_the_engine_as_in_its_last_pass(
     assert answers[0] == answers[1] != ""
 
 
-@pytest.mark.slow
-def test_two_processes_have_an_engine_each(tmp_path: Path) -> None:
-    """Sharded over two ranks (FSDP2, gloo): every sync gathers the weights, and every one is probed."""
-    rollout = ROLLOUT | {"probe_every": 1}
-    stage = {"name": "rl", "objective": "policy_gradient", "advantage": "grpo", "optimizer": {"lr": 1.0e-3}, "steps": 2}
-    run = site(tmp_path, rollout=rollout, stages=[stage], rewards={"format": {"weight": 1.0}})
-    words = [sys.executable, "-m", "qoqmed", "fit", str(run.recipe), "trainer.devices=2"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+def two(*words: object) -> subprocess.CompletedProcess[str]:
+    """`python -m WORDS`, which starts two processes."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    command = [sys.executable, "-m", *(str(word) for word in words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+
+
+def shared_out(folder: Path, **rollout: object) -> Place:
+    """A run for two processes. Five cases: a step of four, then one of a single case, in which the second process has
+    none. Three valid cases. Two heads and one of keys and values, so that both of a team have a copy of that."""
+    data, stage = RECIPE["data"], RECIPE["stages"][1]
+    return site(
+        folder,
+        data=data | {"train": [data["train"][0] | {"size": 5}], "valid": [data["valid"][0] | {"size": 3}]},
+        model={"name": "tiny", "options": OPTIONS | {"heads": 2}},
+        rollout=ROLLOUT | {"probe_every": 1} | rollout,
+        stages=[stage | {"steps": 2}],
+    )
+
+
+def check(done: subprocess.CompletedProcess[str], run: Place) -> None:
+    """It has trained, on log-probs that are the trainer's."""
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [row for row in metrics(run.run) if "loss" in row]
     assert len(rows) == 2 and all(row["sampling/logp_difference/max"] < 1e-4 for row in rows)
+    assert rows[0]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_have_an_engine_each(tmp_path: Path) -> None:
+    """Sharded over two ranks (FSDP2, gloo): every sync gathers the weights, and every one is probed."""
+    run = shared_out(tmp_path)
+    check(two("qoqmed", "fit", run.recipe, "trainer.devices=2"), run)
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_engine(tmp_path: Path) -> None:
+    """As before, `tensor_parallel: 2`. Where it dies for one, the other hears of it; both save, and go on exactly."""
+    whole, broken = (shared_out(tmp_path / name, tensor_parallel=2) for name in ("whole", "broken"))
+    check(two("qoqmed", "fit", whole.recipe, "trainer.devices=2"), whole)
+    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = two(*launch, engine_dies.__file__, broken.recipe)
+    assert done.returncode != 0
+    assert "vLLM failed in the generation" in done.stderr and "the engine is dead" in done.stderr
+    assert [path.name for path in (broken.run / "checkpoints").glob("step-*")] == ["step-00000001"]
+    check(two("qoqmed", "fit", broken.recipe, "trainer.devices=2", "--resume", "auto"), broken)
+    assert same(weights(broken.run), weights(whole.run))
