@@ -16,7 +16,7 @@ from qoqmed.datasets import fields
 from qoqmed.datasets.attributes import check_attributes
 from qoqmed.errors import DataError, Problem, UserError, near
 from qoqmed.geometry import SIZES, Geometry
-from qoqmed.json_lines import rows
+from qoqmed.json_lines import Placed, rows
 from qoqmed.media import masks
 from qoqmed.media.refusals import of_row
 from qoqmed.rewards.combine import combine, judge
@@ -25,6 +25,7 @@ from qoqmed.types import MASK_SOURCE, Case, Mask, Medium, Reading, Rollout, Targ
 
 PAPER = {"accuracy": 0.6, "iou": 0.2, "format": 0.2}  # QoQ-Med's weights
 UNITS = {"width": "pixels", "height": "pixels", "tokens": "tokens"}
+Response = tuple[Case, Rollout, Reading, tuple[int, int]]  # with the width and height of its picture
 NEEDED = ("id", "response", "target", "label_space", "width", "height")
 
 
@@ -83,21 +84,16 @@ def _weighted(reward: RewardConfig, weight: float | None) -> RewardConfig:
 
 
 def score_file(path: Path, rewards: Mapping[str, RewardConfig], only: str | None = None) -> list[Scored]:
-    """Every response of a file, in its order. only: those of this id, the others are not read. Raises DataError."""
-    tasks: dict[str, Task] = {}
-    responses = []
-    found = list(rows(path))
-    for where, row in found:
-        if only is not None and row.get("id") != only:
-            continue
-        case, rollout, size_px = _response(row, where, path.parent)
-        if case.task not in tasks:
-            tasks[case.task] = registry.make("tasks", Node(case.task, where=f"{where} task"))
-        frame = AbsoluteFrame([Geometry(*size_px, *size_px, 1, 1)])
-        responses.append((case, rollout, tasks[case.task].read(rollout.text, case, frame), size_px))
-    if only is not None and not responses:
+    """Every response of a file, in its order. only: those of this id, the others are not read. Raises DataError with
+    every wrong line."""
+    found = rows(path)
+    wanted = [(where, row) for where, row in found if only is None or row.get("id") == only]
+    if not found:
+        raise DataError(Problem("no responses", str(path), expected="one JSON object a line"))
+    if not wanted:
         ids = [str(row.get("id")) for _, row in found]
-        raise DataError(Problem("no response has this id", str(path), repr(only), mend=near(only, ids)))
+        raise DataError(Problem("no response has this id", str(path), repr(only), mend=near(str(only), ids)))
+    responses = _read(wanted, path.parent)
     made = {key: make_reward(key, reward) for key, reward in rewards.items()}
     try:
         return _scored(responses, made, rewards)
@@ -107,14 +103,33 @@ def score_file(path: Path, rewards: Mapping[str, RewardConfig], only: str | None
                 reward.close()
 
 
+def _read(placed: Sequence[Placed], folder: Path) -> list[Response]:
+    """Raises UserError with every wrong line."""
+    tasks: dict[str, Task] = {}
+    responses, problems = [], list[Problem]()
+    for where, row in placed:
+        try:
+            case, rollout, size_px = _response(row, where, folder)
+            if case.task not in tasks:
+                tasks[case.task] = registry.make("tasks", Node(case.task, where=f"{where} task"))
+        except UserError as error:
+            problems += error.problems
+            continue
+        frame = AbsoluteFrame([Geometry(*size_px, *size_px, 1, 1)])
+        responses.append((case, rollout, tasks[case.task].read(rollout.text, case, frame), size_px))
+    if problems:
+        raise DataError(problems)
+    return responses
+
+
 def _scored(
-    responses: Sequence[tuple[Case, Rollout, Reading, tuple[int, int]]],
+    responses: Sequence[Response],
     made: Mapping[str, Reward],
     rewards: Mapping[str, RewardConfig],
 ) -> list[Scored]:
     routes = routing(rewards)
     weights = {key: reward.weight for key, reward in rewards.items()}
-    cases, rollouts, readings, _ = zip(*responses, strict=True) if responses else ((), (), (), ())
+    cases, rollouts, readings, _ = zip(*responses, strict=True)
     verdicts = judge(made, cases, rollouts, readings, routes)
     out = []
     for (case, rollout, reading, size_px), own in zip(responses, verdicts, strict=True):
@@ -134,7 +149,7 @@ def _response(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, R
         case_id = fields.text(given, "id", required=True)
         response, domain, reference = (fields.text(given, name) for name in ("response", "domain", "text"))
         task = fields.text(given, "task") or "diagnosis"
-        space = fields.texts(given, "label_space") or ()
+        space = fields.space(given) or ()
         labels = fields.labels({"labels": list(fields.texts(given, "target") or ())}, space)
         width, height = _whole(given, "width"), _whole(given, "height")
         boxes, mask = None, None

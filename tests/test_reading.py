@@ -106,6 +106,10 @@ MENDED = [
     ('{"boxes": [[1, 2, 3, 4], [1, 2, 3, 4]], "labels": ["x", "y"]}', ["x", "y"], "json_repaired"),
     ('{"objects": [{"bbox_2d": [1, 2, 3, 4], "label": "x"}]}', ["x"], "json_repaired"),
     ('{"x": [1, 2, 3, 4], "y": [{"bbox_2d": [1, 2, 3, 4]}]}', ["x", "y"], "json_repaired"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "x"}\n{"bbox_2d": [1, 2, 3, 4], "label": "y"}', ["x", "y"], "json_repaired"),
+    ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}],\n[[1, 2, 3, 4]] as said', ["x", ""], "json_repaired"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "x"} as said', ["x"], "json_repaired"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "x"}, {"bbox_2d": [1, ', ["x"], "json_repaired"),
     ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}, {"bbox_2d": [1, 2,', ["x"], "json_invalid"),
     ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"},]', ["x"], "json_invalid"),
 ]

@@ -195,6 +195,11 @@ def test_iou_of_the_best_part_by_hand():
         IoU(parts="bset")
 
 
+def test_a_mask_that_was_not_loaded_is_no_case_without_boxes():
+    with pytest.raises(UserError, match="c1: the mask was not loaded"):
+        one(HungarianBoxes(), replace(CASE, target=Target(mask=Mask("m.png"))), Box(0, 0, 1, 1))
+
+
 # ---- label_accuracy
 
 

@@ -114,8 +114,8 @@ def test_a_table(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("score", file) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("mean of 3", "0.9", "not applicable", "no answer was found"))
-    file.write_text("")
-    assert command("score", file) == 0 and "mean of 0" in capsys.readouterr().out
+    file.write_text("\n")
+    assert command("score", file) == 2 and "no responses" in capsys.readouterr().err
 
 
 def test_grounding_and_wrong_rows(tmp_path: Path) -> None:
@@ -129,10 +129,21 @@ def test_grounding_and_wrong_rows(tmp_path: Path) -> None:
         ({"attributes": []}, "'attributes' is no object"),
         ({"domain": 3}, "'domain' is no text"),
         ({"width": True}, "no number of pixels"),
+        ({"label_space": ["mass", "mass"]}, "names a label twice"),
     ]:
         path.write_text(json.dumps({**row, **change}))
         with pytest.raises(UserError, match=match):
             qoqmed.score(path)
+
+
+def test_every_wrong_line_is_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: list[dict[str, Any]] = [{"width": 0.5}, {}, {"task": "diagnosi"}]
+    rows = [{**row, **change} for row, change in zip(ROWS, changes, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert command("score", file) == 2
+    told = capsys.readouterr().err
+    assert "r.jsonl:1: 'width' is no number" in told and "r.jsonl:3 task: no such plugin" in told and ":2" not in told
+    assert command("score", file, "--explain", "bare") == 0  # the other lines are not read
 
 
 def test_what_could_not_be_scored_is_told(

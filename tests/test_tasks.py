@@ -83,8 +83,9 @@ def test_several_pictures_are_told_apart():
     assert '"image": 2}' in gold
     assert [box.medium for box in task.read(gold, case, frame).boxes] == [2]
     assert [box.medium for box in task.read(gold.replace(', "image": 2', ""), case, frame).boxes] == [1]
-    wrong = task.read(gold.replace('"image": 2', '"image": 3'), case, frame)
-    assert wrong.boxes == () and wrong.flaws[0].kind == "box_invalid"
+    for number in (0, 3):  # pictures count from 1
+        wrong = task.read(gold.replace('"image": 2', f'"image": {number}'), case, frame)
+        assert wrong.boxes == () and wrong.flaws[0].kind == "box_invalid"
 
 
 @pytest.mark.parametrize("text", ["", "cyst", "\\boxed{", "\\boxed{x}", "```json\n[{]```", "<think>" * 99, "\x00"])

@@ -108,6 +108,14 @@ def _medium(item: Any, prefix: str, view: str) -> Medium:
     return Medium(modality, path, view=text(item, "view") or view, options=given)
 
 
+def space(given: Given) -> tuple[str, ...] | None:
+    """The row's label space; None where it has none."""
+    found = texts(given, "label_space")
+    if found is not None and len(set(found)) < len(found):
+        raise wrong("'label_space' names a label twice", [label for label in found if found.count(label) > 1])
+    return found
+
+
 def labels(given: Given, space: Sequence[str]) -> tuple[str, ...] | None:
     """The row's labels; None, not known, where neither they nor a label space are given."""
     labels = texts(given, "labels")

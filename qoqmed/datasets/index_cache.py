@@ -67,13 +67,7 @@ def _read(entry: Path) -> Index | None:
             spaces = {name: tuple(labels) for name, labels in told["spaces"].items()}
             arrays = held["offsets"], held["lines"], held["codes"]
             return Index(*arrays, tuple(told["domains"]), told["fingerprint"], origins, spaces)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-    ):  # cut off or damaged: the file itself is still there
+    except BROKEN:  # the file itself is still there
         return None
 
 

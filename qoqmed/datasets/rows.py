@@ -32,7 +32,7 @@ from typing import Any
 
 from qoqmed.datasets import fields
 from qoqmed.datasets.attributes import check_attributes
-from qoqmed.datasets.fields import Given, text, texts, wrong
+from qoqmed.datasets.fields import Given, text, wrong
 from qoqmed.datasets.formats import FORMATS, JOINED, split_labels
 from qoqmed.datasets.known import KnownDomains
 from qoqmed.datasets.picture_size import picture_size
@@ -134,12 +134,8 @@ class RowReader:
     def space(self, given: Given) -> tuple[str, ...]:
         """The row's label space, else its domain's for the data set, else the file's; () where none is known."""
         domain, dataset = text(given, "domain", required=True), text(given, "dataset") or self.source
-        space = texts(given, "label_space")
-        if space is None:
-            return self.known.space(domain, dataset) or self.spaces.get(dataset, ())
-        if len(set(space)) < len(space):
-            raise wrong("'label_space' names a label twice", [label for label in space if space.count(label) > 1])
-        return space
+        space = fields.space(given)
+        return self.known.space(domain, dataset) or self.spaces.get(dataset, ()) if space is None else space
 
     def labels(self, given: Given, space: tuple[str, ...]) -> tuple[str, ...] | None:
         joined = given.get("labels")

@@ -2,8 +2,9 @@ r"""Boxes of a response: json between code fences, or, where there is none, json
 
 The house shape is a list of `{"bbox_2d": [x1, y1, x2, y2], "label": "..."}`; one object, and "bbox", will do as well.
 Read too, with the flaw `json_repaired`: other names of the keys; a list of four numbers, or of such lists; two points
-`[[x1, y1], [x2, y2]]`; corners by name; several boxes of one label; boxes by label; objects inside objects; the whole
-items of a list that breaks off. Nothing is evaluated: json's own scanner reads, and what it refuses is no box.
+`[[x1, y1], [x2, y2]]`; corners by name; several boxes of one label; boxes by label; objects inside objects; several
+values in one block; the whole items of a list that breaks off. Nothing is evaluated: json's own scanner reads, and what
+it refuses is no box.
 """
 
 from __future__ import annotations
@@ -94,14 +95,21 @@ def _free(text: str, flaws: list[Flaw]) -> list[Any]:
 
 
 def _values(block: str, flaws: list[Flaw]) -> list[Any]:
-    value, _, error = _decode(block, 0)
-    if not error:
-        return [value]
-    flaws.append(Flaw("json_invalid", error))
-    items = _whole_items(block, 0)
-    if items:
-        flaws.append(Flaw("json_repaired", f"{len(items)} whole items before the fault"))
-    return items
+    """The block's value, and those that follow it, as in a block of one object a line."""
+    value, stop, error = _decode(block, 0)
+    if error:
+        flaws.append(Flaw("json_invalid", error))
+        items = _whole_items(block, 0)
+        if items:
+            flaws.append(Flaw("json_repaired", f"{len(items)} whole items before the fault"))
+        return items
+    following, stop = _items_from(block, stop)
+    if following:
+        flaws.append(Flaw("json_repaired", f"{1 + len(following)} values in one block"))
+    rest = block[stop:].strip()
+    if rest and Flaw("json_unclosed") not in flaws:  # there it is the rest of the response
+        flaws.append(Flaw("json_repaired", f"left out what follows the json: {rest[:DETAIL]}"))
+    return [value, *following]
 
 
 def _decode(text: str, start: int) -> tuple[Any, int, str]:
@@ -123,17 +131,21 @@ GAP = re.compile(r"[\s,]*")
 
 def _whole_items(text: str, start: int) -> list[Any]:
     """Of a list that is broken somewhere: the objects and lists before that."""
+    return _items_from(text, start + 1)[0] if text[start : start + 1] == "[" else []
+
+
+def _items_from(text: str, start: int) -> tuple[list[Any], int]:
+    """Objects and lists in a row, only white space and commas between them, and where what follows starts."""
     items: list[Any] = []
-    if text[start : start + 1] != "[":
-        return items
-    position, error = start + 1, ""
+    position, error = start, ""
     while not error:
         gap = GAP.match(text, position)
         position = gap.end() if gap else position
-        value, position, error = _decode(text, position) if text[position : position + 1] in ("[", "{") else (0, 0, "-")
-        if not error:
-            items.append(value)
-    return items
+        if text[position : position + 1] not in ("[", "{"):
+            break
+        value, position, error = _decode(text, position)
+        items += [] if error else [value]
+    return items, position
 
 
 def _found(item: Any, label: str, picture: int | None, depth: int, flaws: list[Flaw]) -> Iterator[RawBox]:

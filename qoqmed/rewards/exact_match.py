@@ -46,7 +46,7 @@ class ExactMatch:
 
 
 def _equal(same: bool, what: str) -> Verdict:
-    return Verdict(float(same), reason=f"the {what} {'agree' if same else 'differ, or none was given'}")
+    return Verdict(float(same), reason=f"the same {what}" if same else f"other {what}, or none")
 
 
 def _number(text: str | None) -> float | None:

@@ -26,7 +26,7 @@ from qoqmed.geometry import SIZES
 from qoqmed.media.masks import boxes_of_mask
 from qoqmed.registry.arguments import check, one_of, within
 from qoqmed.rewards.assignment import assign
-from qoqmed.rewards.iou import drawn
+from qoqmed.rewards.iou import drawn, loaded
 from qoqmed.types import Box, Case, Reading, Rollout, Verdict
 
 DISTANCE, OVERLAP = 5.0, 2.0  # w_L1 and w_G, of the cost and of the score
@@ -115,9 +115,9 @@ def _corners(boxes: Sequence[Box]) -> Floats:
 
 def _gold(case: Case) -> tuple[Box, ...]:
     mask = case.target.mask
-    if case.target.boxes is None and mask is not None and mask.array is not None:
-        return boxes_of_mask(mask.array, medium=mask.medium)
-    return case.target.boxes or ()
+    if case.target.boxes is not None or mask is None:
+        return case.target.boxes or ()
+    return boxes_of_mask(loaded(mask, case), medium=mask.medium)
 
 
 def _pixels(case: Case, medium: int) -> tuple[float, float]:

@@ -66,24 +66,30 @@ def _verdict(case: Case, predicted: Sequence[Box], found: dict[int, Parts] | Non
 
 
 def _against_mask(case: Case, mask: Mask, predicted: Sequence[Box], found: dict[int, Parts] | None) -> Verdict:
+    array = loaded(mask, case)
+    if not array.any():
+        return Verdict.not_applicable("the mask is all zero")
+    boxes = [box for box in predicted if box.medium == mask.medium]
+    if not boxes:
+        return Verdict(0.0, reason="no box was predicted", source=case.mask_source)
+    if found is None:
+        value, against = best_mask_iou(boxes, array), "the mask"
+    else:
+        parts = _parts(array, found)
+        value, against = best_part_iou(boxes, parts), f"{len(parts.sizes) - 1} parts of the mask"
+    reason = f"best of {len(boxes)} boxes against {against}{drawn(case.mask_source)}"
+    return Verdict(value, reason=reason, source=case.mask_source)
+
+
+def loaded(mask: Mask, case: Case) -> npt.NDArray[Any]:
+    """The mask's array. Raises DataError, naming the row, where there is none, or none that is flat."""
     if mask.array is None:
         what, mend = "the mask was not loaded before scoring", "load masks with qoqmed.media.masks.load first"
         raise DataError(Problem(what, where=case.id, got=str(mask.path), expected="mask.array [H, W]", mend=mend))
     if mask.array.ndim != 2:
         got = f"shape {list(mask.array.shape)}"
         raise DataError(Problem("the mask is not flat", where=case.id, got=got, expected="mask.array [H, W]"))
-    if not mask.array.any():
-        return Verdict.not_applicable("the mask is all zero")
-    boxes = [box for box in predicted if box.medium == mask.medium]
-    if not boxes:
-        return Verdict(0.0, reason="no box was predicted", source=case.mask_source)
-    if found is None:
-        value, against = best_mask_iou(boxes, mask.array), "the mask"
-    else:
-        parts = _parts(mask.array, found)
-        value, against = best_part_iou(boxes, parts), f"{len(parts.sizes) - 1} parts of the mask"
-    reason = f"best of {len(boxes)} boxes against {against}{drawn(case.mask_source)}"
-    return Verdict(value, reason=reason, source=case.mask_source)
+    return mask.array
 
 
 def drawn(source: str) -> str:

@@ -57,7 +57,7 @@ def read_boxes(parsed: Parsed, case: Case, frame: BoxFrame) -> tuple[tuple[Box, 
     boxes: list[Box] = []
     flaws: list[Flaw] = []
     for raw in parsed.boxes:
-        picture = (raw.picture or 1) - 1
+        picture = 0 if raw.picture is None else raw.picture - 1
         if not 0 <= picture < len(known):
             flaws.append(Flaw("box_invalid", f"no picture {picture + 1}"))
             continue
