@@ -26,12 +26,18 @@ def opening(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def beginning(stage: Stage) -> list[str]:
-    """Of a stage: that it will have fewer steps than its keys say."""
-    if not stage.cut_short:
-        return []
+    """Of a stage: that it will have fewer steps than its keys say, or more cases of a data set than its cap."""
     name, asked = stage.config.name, f"{stage.config.epochs:g} epochs"
+    more = [
+        f"stage {name}: an epoch has {drawn} cases of training data set {place}, whose cap is {cap}: domains' parts "
+        "(balanced, temperature, domain_weights) multiply what it brings"
+        for place, (drawn, cap) in stage.sampler.beyond_caps.items()
+    ]
+    if not stage.cut_short:
+        return more
     return [
-        f"stage {name}: every data set has had its own epochs after {stage.steps} steps, before the stage's {asked}"
+        f"stage {name}: every data set has had its own epochs after {stage.steps} steps, before the stage's {asked}",
+        *more,
     ]
 
 

@@ -89,6 +89,12 @@ def test_a_stage_ends_with_its_data_and_says_so_before(tmp_path: Path, capsys: A
         assert "every data set" not in (folder / "log.txt").read_text()
 
 
+def test_a_cap_that_parts_of_domains_exceed_is_told(tmp_path: Path, capsys: Any) -> None:
+    folder = run(tmp_path, [], [EYES, HEARTS | {"cap": 4}], SFT | {"steps": 1, "data": {"balanced": True}})
+    told = "stage sft: an epoch has 14 cases of training data set 1, whose cap is 4"
+    assert f"warning: {told}" in capsys.readouterr().out and told in (folder / "log.txt").read_text()
+
+
 def test_further_draws_may_use_up_the_data(tmp_path: Path, capsys: Any) -> None:
     """`format` alone is 0 for random text: every group is equal, and every step draws twice."""
     stage = {

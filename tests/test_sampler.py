@@ -177,6 +177,15 @@ def test_a_data_set_has_a_cap_and_a_number_of_epochs():
     assert [sampler.size(i) for i in range(3)] == [22, 10, 4]
 
 
+def test_parts_of_domains_multiply_what_a_capped_data_set_brings():
+    eyes, hearts = Source(["fundus"] * 90), Source(["ecg"] * 40)
+    assert Sampler([eyes, hearts], caps=[None, 10]).beyond_caps == {}
+    for parts in ({"balanced": True}, {"temperature": float("inf")}, {"domain_weights": {"ecg": 5.0}}):
+        sampler = Sampler([eyes, hearts], caps=[None, 10], **parts)
+        assert sampler.beyond_caps == {1: (50, 10)} and Counter(s for s, _ in epoch(sampler))[1] == 50
+    assert Sampler([eyes, hearts], caps=[None, 10], temperature=2.0, domain_caps={"ecg": 10}).beyond_caps == {}
+
+
 @pytest.mark.parametrize("more", [{}, {"balanced": True}, {"temperature": 3.0}])
 def test_when_all_epochs_have_been_had_nothing_is_drawn(more):
     sampler = Sampler([Source(SKEWED)], epochs=[1.5], **more)

@@ -8,7 +8,8 @@ Balanced (QoQ-Med v1, Figure 5, where data sets have equal parts; here domains h
 and every domain fills an equal part of it, the same to within one case and exactly so in the long run. A domain's part
 is cut from the endless chain of its own rounds, in which weights act as in a plain epoch of that domain alone: cases of
 a rare domain come several times an epoch, those of a common one are spread over several epochs.
-So it is with the parts that a temperature, weights and caps of domains make (see `shares`).
+So it is with the parts that a temperature, weights and caps of domains make (see `shares`). Where these draw a domain
+more often than its data sets would bring it, a capped data set comes more often, too: `beyond_caps`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ LATER: dict[str, Any] = {  # what states of earlier versions do not tell
 class Sampler:
     """Draws (source, index) pairs: `datasets[source][index]`.
 
-    weights: one a data set, 1 where none are given. caps: cases of each data set an epoch, at most; None: no cap.
+    weights: one a data set, 1 where none are given. caps: cases of each data set an epoch, at most, before domains'
+    parts multiply them; None: no cap.
     epochs: how often the cases of each data set come in all; None: for ever. balanced: every domain equally often.
     temperature: between sizes as they are (1) and equal parts. domain_weights, domain_caps: of domains' parts.
     """
@@ -90,7 +92,7 @@ class Sampler:
             "domain_weights": scales,
             "domain_caps": ceilings,
         }
-        self._balanced, self._domains = balanced, dict[str, Mixture]()
+        self._caps, self._balanced, self._domains = caps, balanced, dict[str, Mixture]()
         if balanced or temperature != 1 or scales or ceilings:
             for place, name in enumerate(names):
                 inside = [one.within({name}) for one in coded]
@@ -135,6 +137,13 @@ class Sampler:
     def steps_per_epoch(self, count: int, epoch: int = 0) -> int:
         """Draws of `count` that an epoch takes, the short last one among them."""
         return math.ceil(self.size(epoch) / count)
+
+    @property
+    def beyond_caps(self) -> dict[int, tuple[int, int]]:
+        """Data sets of which this epoch has more cases than their cap, by place: these cases, and the cap."""
+        cases = np.bincount(self._order[:, 0], minlength=len(self._caps)).tolist()
+        pairs = enumerate(zip(cases, self._caps, strict=True))
+        return {place: (drawn, cap) for place, (drawn, cap) in pairs if cap is not None and drawn > cap}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, "fingerprint": dict(self._fingerprint)}
