@@ -119,6 +119,9 @@ def test_a_row_of_climb(tmp_path):
         ({"answer": "B", "options": {"A": "yes", "B": "no"}}, ("no",), ("yes", "no"), None),
         ({"answer": "no", "choices": ["yes", "no"]}, ("no",), ("yes", "no"), None),
         ({"answer": "no", "label_space": ["yes", "no"]}, ("no",), ("yes", "no"), None),
+        ({"answer": 2, "options": [1, 2]}, ("2",), ("1", "2"), None),
+        ({"answer": "B", "options": {"A": 1, "B": 2.5}}, ("2.5",), ("1", "2.5"), None),
+        ({"options": ["yes", "no"]}, None, ("yes", "no"), None),
     ],
 )
 def test_open_and_closed_questions(tmp_path, row, labels, space, text):

@@ -62,11 +62,17 @@ def vqa(row: Row) -> dict[str, Any]:
     if isinstance(options, Mapping):
         answer = options.get(str(answer), answer)
         options = list(options.values())
+    answer = _written(answer)
     if options:
-        return named | {"label_space": options, "labels": [answer]}
+        named["label_space"] = [_written(one) for one in options] if isinstance(options, list) else options
     if "label_space" in named:
-        return named | {"labels": [answer]}
-    return named | {"text": str(answer) if isinstance(answer, int | float) else answer}
+        return named | {"labels": None if answer is None else [answer]}
+    return named | {"text": answer}
+
+
+def _written(answer: Any) -> Any:
+    """A number as text."""
+    return str(answer) if isinstance(answer, int | float) else answer
 
 
 def conversations(row: Row) -> dict[str, Any]:
