@@ -101,7 +101,13 @@ def test_length_window_counts_what_it_is_told_to():
 # ---- exact_match
 
 LABELLED = replace(CASE, label_space=("a", "b"), target=Target(labels=("a", "b"), text="because"))
-NUMBER = replace(CASE, target=Target(value=2.5))
+
+
+def value(number):
+    return replace(CASE, target=Target(value=number))
+
+
+NUMBER = value(2.5)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,13 @@ NUMBER = replace(CASE, target=Target(value=2.5))
         (NUMBER, Answer(text=" 2.50 "), 1.0),
         (NUMBER, Answer(text="2.5 cm"), 0.0),
         (NUMBER, Answer(text="9" * 400), 0.0),
+        (NUMBER, Answer(text="**2.5**."), 1.0),
+        (NUMBER, Answer(text="25e-1"), 1.0),
+        (value(0.5), Answer(text=".5"), 1.0),
+        (value(5.0), Answer(text=".5"), 0.0),
+        (value(-0.5), Answer(text="$-.5$"), 1.0),
+        (value(0.1 + 0.2), Answer(text="0.3"), 1.0),
+        (value(1.0), Answer(text="1e999"), 0.0),
         (replace(CASE, target=Target(text="-5")), Answer(text="5"), 0.0),
     ],
 )

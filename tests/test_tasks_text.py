@@ -59,6 +59,12 @@ def test_vqa_gold_is_an_exact_match(case, gold):
     assert reading.flaws == () and value(ExactMatch(), case, Vqa(), text) == 1
 
 
+@pytest.mark.parametrize("number", [1e-5, 1e16, 0.000123456789012345, 0.1 + 0.2, -2.5, 0.0, 5e-320])
+def test_the_gold_answer_of_any_value_is_an_exact_match(number):
+    case = replace(ASKED, target=Target(value=number))
+    assert value(ExactMatch(), case, Vqa(), Vqa().target(case, FRAME)) == 1
+
+
 def test_vqa_reads_what_is_not_the_gold_answer():
     assert value(ExactMatch(), ASKED, Vqa(), "<think>x</think>\\boxed{the  LEFT kidney.}") == 1
     assert value(ExactMatch(), ASKED, Vqa(), "\\boxed{the right kidney}") == 0
