@@ -44,6 +44,8 @@ class Rouge:
     def _verdict(self, reference: Sequence[str], rollout: Rollout, reading: Reading) -> Verdict:
         if not reference:
             return Verdict.not_applicable("the case has no reference text")
+        if self.kind != "rougeL" and len(reference) < int(self.kind[-1]):
+            return Verdict.not_applicable(f"the reference is too short for {self.kind}")
         texts = {"answer": reading.answer.text, "reasoning": reading.reasoning}
         text = texts.get(self.part, rollout.text.rpartition("</think>")[2])
         words = _words(text or "")
