@@ -112,6 +112,10 @@ MENDED = [
     ('{"bbox_2d": [1, 2, 3, 4], "label": "x"}, {"bbox_2d": [1, ', ["x"], "json_repaired"),
     ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}, {"bbox_2d": [1, 2,', ["x"], "json_invalid"),
     ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"},]', ["x"], "json_invalid"),
+    ('Here they are: [{"bbox_2d": [1, 2, 3, 4], "label": "x"}]', ["x"], "json_repaired"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": 3}', [""], "json_shape"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "x", "image": "1"}', ["x"], "json_repaired"),
+    ('{"bbox_2d": [1, 2, 3, 4], "label": "x", "image": "one"}', ["x"], "json_shape"),
 ]
 
 
@@ -154,7 +158,7 @@ def test_a_flood_of_boxes_is_cut():
 
 def test_boxes_keep_their_picture():
     assert parse(block('[{"bbox_2d": [1, 2, 3, 4], "image": 2}]')).boxes[0].picture == 2
-    assert parse(block('[{"bbox_2d": [1, 2, 3, 4], "image": "2"}]')).boxes[0].picture is None
+    assert parse(block('[{"bbox_2d": [1, 2, 3, 4], "image": "2"}]')).boxes[0].picture == 2
 
 
 @pytest.mark.parametrize(

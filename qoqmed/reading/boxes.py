@@ -27,6 +27,7 @@ DETAIL = 80  # characters of the text that a flaw quotes
 
 FENCE = "```"
 START = re.compile(r'\[\s*[\[{]|\{\s*"')
+QUOTED = re.compile(r"\s*\d{1,4}\s*")
 HOUSE_KEYS = ("bbox_2d", "bbox")
 BOX_KEYS = (*HOUSE_KEYS, "box_2d", "box", "bboxes", "boxes", "bounding_box", "bounding_boxes")
 NAME_KEYS = ("label", "name", "class", "category", "labels")
@@ -96,6 +97,10 @@ def _free(text: str, flaws: list[Flaw]) -> list[Any]:
 
 def _values(block: str, flaws: list[Flaw]) -> list[Any]:
     """The block's value, and those that follow it, as in a block of one object a line."""
+    first = None if block[:1] in ("[", "{") else START.search(block)
+    if first is not None:
+        flaws.append(Flaw("json_repaired", f"left out what precedes the json: {block[:DETAIL]}"))
+        block = block[first.start() :]
     value, stop, error = _decode(block, 0)
     if error:
         flaws.append(Flaw("json_invalid", error))
@@ -166,8 +171,10 @@ def _found(item: Any, label: str, picture: int | None, depth: int, flaws: list[F
 def _of_object(
     item: Mapping[str, Any], label: str, picture: int | None, depth: int, flaws: list[Flaw]
 ) -> Iterator[RawBox]:
-    label = next((item[key][:MAX_LABEL] for key in NAME_KEYS if isinstance(item.get(key), str)), label)
-    picture = item["image"] if type(item.get("image")) is int else picture
+    names = [item[key] for key in NAME_KEYS if item.get(key) is not None]
+    label = next((name[:MAX_LABEL] for name in names if isinstance(name, str)), label)
+    flaws += [Flaw("json_shape", f"a name that is a {type(one).__name__}") for one in names if not _nameable(one)]
+    picture = _picture(item, picture, flaws)
     key = next((key for key in BOX_KEYS if item.get(key) is not None), None)
     corners = next((keys for keys in CORNERS if all(one in item for one in keys)), None)
     inner = [(name, one) for name, one in item.items() if isinstance(one, (list, dict)) and name not in NAME_KEYS]
@@ -206,6 +213,23 @@ def _of_key(
             yield from _found(one, name[:MAX_LABEL] if isinstance(name, str) else label, picture, depth + 1, flaws)
     else:
         flaws.append(_no_numbers())
+
+
+def _nameable(name: Any) -> bool:
+    """One name, or a list of one for each box."""
+    return isinstance(name, (str, list))
+
+
+def _picture(item: Mapping[str, Any], around: int | None, flaws: list[Flaw]) -> int | None:
+    """The number of the picture, counted from 1: the object's own, or that of the object around it."""
+    given = item.get("image")
+    if given is None or type(given) is int:
+        return around if given is None else given
+    if isinstance(given, str) and QUOTED.fullmatch(given):
+        flaws.append(Flaw("json_repaired", "a picture's number in quotes"))
+        return int(given)
+    flaws.append(Flaw("json_shape", f"an image that is a {type(given).__name__}"))
+    return around
 
 
 def _no_numbers() -> Flaw:
