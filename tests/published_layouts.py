@@ -176,7 +176,7 @@ def chexpert(folder):
     picture(folder / "train/patient00002/study2/view2_lateral.jpg")
     end = "study1/view1_frontal.jpg"
     labels = {
-        f"train/patient00001/{end}": ["Support Devices"],
+        f"train/patient00001/{end}": ["Support Devices", "No Finding"],
         f"train/patient00002/{end}": ["Fracture", "Lung Opacity"],
         f"train/patient00003/{end}": ["Edema", "Pleural Effusion"],
         f"valid/patient64541/{end}": ["Cardiomegaly", "Enlarged Cardiomediastinum", "Lung Opacity"],
@@ -327,13 +327,15 @@ def messidor_2(folder):
         m1.png,0.0,0.0,1
         m2.png,1.0,0.0,1
         m3.jpg,4.0,1.0,1
-        m4.jpg,,,0""",
+        m4.jpg,2.0,0.0,1
+        m5.jpg,,,0""",
     )
-    table(folder / "messidor-2.csv", "left;right\nm1.png;m2.png\nm3.jpg;m4.jpg")
+    table(folder / "messidor-2.csv", "left;right\nm1.png;m2.png\nm3.JPG;m4.JPG")
     picture(folder / "IMAGES/m1.png")
     picture(folder / "IMAGES/m2.png")
     picture(folder / "IMAGES/m3.JPG")
-    labels = {"m1": ["None"], "m2": ["Mild DR"], "m3": ["PDR"]}
+    picture(folder / "IMAGES/m4.JPG")
+    labels = {"m1": ["None"], "m2": ["Mild DR"], "m3": ["PDR"], "m4": ["Moderate DR"]}
     return Expected(labels, {"the image is not gradable": 1}, patients=2)
 
 
@@ -401,7 +403,7 @@ def lndb(folder):
         """LNDbID,RadID,RadFindingID,FindingID,x,y,z,AgrLevel,Nodule,Volume,Text
         1,"1,2","1,1",1,0,0,0,2,1,100.5,4
         1,1,2,2,0,0,0,1,0,0,0
-        2,1,1,1,0,0,0,1,1,4.19,5
+        2,1,1,1,0,0,0,1,1,14.137166941154069,5
         2,2,1,2,0,0,0,1,0,0,0
         3,2,1,1,0,0,0,1,0,0,0""",
     )

@@ -118,6 +118,25 @@ def test_inputs_are_those_of_the_window(source, tmp_path):
     assert paths == ["10000001a.jpg", "10000001b.jpg", "r"]  # the first two films, not the late one
 
 
+def test_a_total_is_told_where_it_is_known_within_the_window(source, tmp_path):
+    """MIMIC-IV stores a row at its start; its duration and its amount are those of the whole, whenever it ended."""
+    icu = source / "mimiciv/icu"
+    known = "itemid,label,category\n1,Ventilation,Procedures\n2,Dialysis,Procedures\n3,Saline,Fluids"
+    table(icu / "d_items.csv", known)
+    head = "subject_id,hadm_id,starttime,endtime,storetime,itemid,"
+    stay = f"10000001,home,{at(10)}"
+    table(
+        icu / "procedureevents.csv",
+        f"""{head}value,valueuom
+        {stay},{at(290)},{at(11)},1,17280,min
+        {stay},{at(14)},{at(11)},2,240,min""",
+    )
+    table(icu / "inputevents.csv", f"{head}amount,amountuom\n{stay},{at(90)},{at(11)},3,88,ml")
+    text = rows_of(build("mimic_iv_los", source, tmp_path / "out"))["home"]["question"]
+    assert "- Ventilation (from hour 10.0)" in text and "- Saline (from hour 10.0)" in text
+    assert "- Dialysis: 240 min (from hour 10.0)" in text
+
+
 def test_the_record_ends_at_the_event_unless_it_is_told_otherwise(source, tmp_path):
     censored = rows_of(build("mimic_iv_mortality", source, tmp_path / "censored"))
     whole = rows_of(build("mimic_iv_mortality", source, tmp_path / "whole", {"censor_at_event": False}))

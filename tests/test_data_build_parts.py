@@ -165,6 +165,7 @@ def test_readers_of_one_case_agree_as_asked():
     found = {agree: labels.merged(marks, SPACE, agree).labels for agree in labels.AGREE}
     assert found == {"any": ("a", "b"), "majority": ("b",), "all": (), "first": ("a",), "last": ("b",)}
     assert labels.merged([Marked(why="x")], SPACE, "any").unusable == "x"
+    assert labels.merged([Marked(("a",)), Marked(("c",))], SPACE, "any", alone=["c"]).labels == ("a",)
 
 
 def test_a_label_outside_the_space_and_a_column_that_is_not_there_are_told(tmp_path):

@@ -75,7 +75,8 @@ class Maker:
 
     def _draft(self, row: Mapping[str, str], marks: Sequence[Marked]) -> Draft | None:
         case_id = filled(self.spec.id, row, f"{self.spec.name}.id")
-        marked = merged(marks, self.space, self.spec.agree) if self.spec.group else marks[0]
+        alone = self.spec.labels.get("alone", ())
+        marked = merged(marks, self.space, self.spec.agree, alone) if self.spec.group else marks[0]
         unknown = sum(bool(mark.why) for mark in marks)
         if unknown and not marked.why:
             self.out.note("rows of a case whose labels are not known, beside others", unknown)

@@ -90,6 +90,10 @@ def rules(root: Path, space: Space, cases: Sequence[Mapping[str, Any]]) -> Reade
 
     A value such as "> 0", ">= 3" or "< 3" holds for numbers.
     """
+    for place, case in enumerate(cases):
+        if not isinstance(case, dict) or "label" not in case or not isinstance(case.get("when"), dict):
+            expected = "{label: .., when: {column: value or values}}"
+            raise DataError(Problem("a rule is malformed", f"labels.cases.{place}", repr(case)[:80], expected))
     require_inside([case["label"] for case in cases], space)
     tests = [
         (
@@ -132,17 +136,17 @@ READERS: Mapping[str, Callable[..., Reader]] = {
 }  # fmt: skip
 
 
-def merged(marks: Sequence[Marked], space: Space, agree: str) -> Marked:
+def merged(marks: Sequence[Marked], space: Space, agree: str, alone: Sequence[str] = ()) -> Marked:
     """The labels of the rows of one case, over those rows whose labels are known. any: of at least one row; majority:
     of more than half; all; first, last: of those of any row, the one that stands first or last in the space (the
-    gravest, where the space is so ordered)."""
+    gravest, where the space is so ordered). alone: labels that count only where no other does."""
     used = [mark for mark in marks if not mark.why]
     if not used:
         return marks[0]
     counts = {label: sum(label in mark.labels for mark in used) for label in space}
     least = {"any": 1, "first": 1, "last": 1, "majority": len(used) // 2 + 1, "all": len(used)}[agree]
     found = tuple(label for label in space if counts[label] >= least)
-    found = found[:1] if agree == "first" else found[-1:] if agree == "last" else found
+    found = found[:1] if agree == "first" else found[-1:] if agree == "last" else without_alone(found, alone)
     hidden = tuple(label for label in space if label not in found and any(label in mark.hidden for mark in used))
     return Marked(found, hidden, "" if found else "its readers agree on no label")
 

@@ -111,15 +111,17 @@ class Records:
             self.out.note(f"undated rows of {events.table}: excluded")
             return
         known = moment(row.get("storetime", "")) or time
+        end = moment(row.get("endtime", "")) or time
         owner = row.get("hadm_id", "")
+        whole = next((text for text in (row.get(column, "") for column in events.value) if text), "")
         for stay in stays:
             if owner in ("", stay.id) and stay.holds(time) and known < stay.stop:
-                value = next((text for text in (row.get(column, "") for column in events.value) if text), "")
+                value = whole if end < stay.stop else ""  # an amount or a duration is known at its end
                 held = self.courses.setdefault((stay.id, events.heading), {})
                 if name in held:
                     held[name].add(time, value)
                 else:
-                    held[name] = Course((time, value), (time, value), row.get(events.unit, ""))
+                    held[name] = Course((time, value), (time, value), row.get(events.unit, "") if value else "")
 
 
 def _line(name: str, course: Course, stay: Stay) -> str:

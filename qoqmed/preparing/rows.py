@@ -135,7 +135,7 @@ def _index(join: Join, root: Path, out: LeftOut) -> dict[tuple[str, ...], dict[s
         raise _nothing("table", root, [join.table], "a {} of the data set is not there")
     index: dict[tuple[str, ...], dict[str, str]] = {}
     for row in tables.read(root / join.table, join.delimiter):
-        key = tuple(cell(row, column, join.table) for column in join.by.values())
+        key = join.key(cell(row, column, join.table) for column in join.by.values())
         wanted = {new: cell(row, column, join.table) for new, column in join.take.items()} if join.take else row
         index.setdefault(key, wanted)
     return index
@@ -146,7 +146,7 @@ def _joined(
 ) -> dict[str, str] | None:
     whole = dict(row)
     for join, index in joins:
-        found = index.get(tuple(cell(whole, column, "join") for column in join.by))
+        found = index.get(join.key(cell(whole, column, "join") for column in join.by))
         if found is None and not join.optional:
             out.add(named(row), f"no row of {join.table} belongs to it")
             return None

@@ -7,7 +7,7 @@ docs/data.md describes every key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -24,13 +24,20 @@ SHIPPED = resources.files("qoqmed.preparing").joinpath("specs")
 
 @dataclass(frozen=True)
 class Join:
-    """Columns of another table. by: column here -> column there. take: new column -> column there; empty takes all."""
+    """Columns of another table. by: column here -> column there. take: new column -> column there; empty takes all.
+
+    optional: the table may be missing, and rows of it. ignore_case: texts of `by` match in any case.
+    """
 
     table: str
     by: Mapping[str, str]
     take: Mapping[str, str] = field(default_factory=dict)
     delimiter: str = ","
     optional: bool = False
+    ignore_case: bool = False
+
+    def key(self, texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(text.casefold() if self.ignore_case else text for text in texts)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,11 @@ PARTS: Mapping[str, tuple[type, type | None]] = {  # key of a spec -> its class,
     "derive": (Derive, dict),
     "split": (SplitSpec, None),
 }
+TYPES: Mapping[str, tuple[type, str]] = {  # of a field -> of its value, and what messages call it
+    "str": (str, "text (in quotes where it looks like a number)"),
+    "bool": (bool, "true or false"),
+    "Mapping": (dict, "mapping"),
+}
 TEXTS = ("path", "values", "but", "train", "valid", "test", "patient", "mask", "questions", "label_space")
 
 
@@ -137,8 +149,14 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Spec:
         raise DataError(Problem("no such spec", where, expected=", ".join(known), mend=near(name, known)))
     try:  # YAML and OmegaConf say what is wrong by exceptions alone
         given = OmegaConf.create(text)
-        shared = given.get("labels", {}).get("groups") if isinstance(given, DictConfig) else None
+        of_labels = given.get("labels") if isinstance(given, DictConfig) else None
+        shared = of_labels.get("groups") if isinstance(of_labels, DictConfig) else None
         if isinstance(shared, str):  # a map that several specs share
+            maps = [Path(item.name).stem for item in SHIPPED.joinpath("maps").iterdir()]
+            if shared not in maps:
+                raise DataError(
+                    Problem("no such map", f"{where}.labels.groups", shared, ", ".join(sorted(maps)), near(shared, maps))
+                )
             given.labels.groups = OmegaConf.create(SHIPPED.joinpath("maps", f"{shared}.yaml").read_text("utf-8"))
         for key, value in (options or {}).items():
             OmegaConf.update(given, f"options.{key}", value)
@@ -166,6 +184,11 @@ def _made(kind: Any, given: Any, where: str, problems: list[Problem]) -> Any:
     missing = [name for name in needed if name not in given]
     problems += [Problem(f"{name!r} is missing", where) for name in missing]
     values = {key: _value(kind, key, given[key], f"{where}.{key}", problems) for key in given if key in known}
+    kinds = {name: TYPES.get(str(one.type).partition("[")[0]) for name, one in known.items()}
+    for key, value in values.items():
+        wanted = kinds[key]
+        if wanted is not None and not isinstance(value, wanted[0]) and not (kind is Spec and key in PARTS):
+            problems.append(Problem(f"no {wanted[1]}", f"{where}.{key}", repr(value)[:80]))
     return None if unknown or missing else kind(**values)
 
 
