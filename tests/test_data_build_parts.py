@@ -80,6 +80,8 @@ def test_cells_become_plain_texts(tmp_path):
         ("a.csv", b"id\n1,2\n", "more cells"),
         ("a.csv", b"id\n\xff\xfe\n", "cannot be read"),
         ("a.csv.gz", b"no gzip", "cannot be read"),
+        ("a.csv.gz", gzip.compress(b"id\n7\n")[:10] + b"\xff" * 20, "cannot be read"),
+        ("a.json", b'["\xff"]', "no valid JSON"),
         ("a.json", b"{}", "no list"),
         ("a.json", b"[1]", "no object"),
         ("a.jsonl", b"{\n", "no valid JSON"),
@@ -243,6 +245,11 @@ def test_a_patient_of_the_published_test_part_is_not_drawn_into_the_valid_one():
         assert sum(map(len, owners)) == len(set.union(*owners)) == 5
 
 
+def test_shares_that_leave_no_patient_to_train_on_are_told():
+    with pytest.raises(DataError, match=r"no patient to train on\n +got: +valid 0.5, test 0.4 of 3 patients"):
+        assign(drafts([*"abc"]), SplitSpec(), Shares(0.5, 0.4), LeftOut())
+
+
 def test_splits_that_the_folder_does_not_have_are_drawn():
     out = LeftOut()
     splits = assign(drafts([*"abcdefghij"]), SplitSpec("part", ("train",), ("valid",), ("test",)), Shares(), out)
@@ -355,6 +362,30 @@ def test_wrong_arguments_are_told_at_once(tmp_path):
         build("chexpert", tmp_path, tmp_path / "out", {"valid": 0.9, "test": 0.2})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "told"),
+    [
+        ("ptb_xl", {"least": "high"}, "'least' is no number"),
+        ("bcss", {"least": True}, "'least' is no number"),
+        ("mimic_iv_los", {"window_h": "two"}, "'window_h' is no number"),
+        ("mimic_iv_los", {"censor_at_event": 1}, "'censor_at_event' is no true or false"),
+        ("mimic_iv_los", {"window_h": 1e300}, "hours that cannot be"),
+        ("mimic_iv_los", {"images": 1.5}, "'images' is no whole number"),
+        ("mimic_iv_los", {"ecgs": -1}, "'ecgs' is no count"),
+    ],
+)
+def test_options_of_a_wrong_type_are_told(tmp_path, name, option, told):
+    with pytest.raises(DataError, match=told):
+        build(name, tmp_path, tmp_path / "out", option)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_out_has_to_be_a_folder(mine, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="OUT is no folder"):
+        build(mine[1], mine[0], tmp_path / out)
+
+
 def test_a_spec_is_checked_whole(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("{name: s, domain: ct, row: {}, media: [{modality: image}], keep: {}, split: {colum: x}}")
@@ -380,6 +411,11 @@ def test_a_spec_is_checked_whole(tmp_path):
         ({"rows": "{read: table, paht: a}"}, "did you mean 'path'"),
         ({"labels": "{read: value}"}, "value needs 'column'"),
         ({"labels": "{read: value, column: clas}"}, "no column 'clas'"),
+        ({"labels": "value"}, "mine.yaml.labels: no mapping"),
+        ({"labels": "{read: codes, column: class, groups: nope}"}, "labels.groups: no such map"),
+        ({"labels": "{read: value, column: class, map: [a]}"}, "mine.labels: 'map' is no mapping"),
+        ({"labels": "{read: rules, cases: [{label: mole}]}"}, "labels.cases.0: a rule is malformed"),
+        ({"id": "5"}, "mine.yaml.id: no text"),
         ({"id": "'{nme}'"}, "no column 'nme'"),
         ({"id": "'{name'"}, "template is malformed"),
         ({"agree": "most"}, "'agree'"),
@@ -401,6 +437,14 @@ def test_a_spec_that_does_not_fit_is_told_with_its_place(mine, tmp_path, change,
     Path(own).write_text("\n".join([*lines, f"{key}: {value}"]))
     with pytest.raises(DataError, match=told):
         build(own, source, tmp_path / "out")
+
+
+def test_brackets_in_labels_are_shown_as_they_are(mine, tmp_path, capsys):
+    source, own = mine
+    text = OWN.replace("column: class", "column: class, map: {mole: 'a [/b]'}").replace("[mole, other]", "['a [/b]']")
+    Path(own).write_text(text)
+    assert command("data", "build", own, source, tmp_path / "out") == 0
+    assert "a [/b]" in capsys.readouterr().out
 
 
 def test_the_commands(mine, tmp_path, capsys):

@@ -9,11 +9,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tiny_media import write_dicom
 
 from qoqmed import cli
 from qoqmed.checking.check import check, nested
 from qoqmed.checking.places import Places
+from qoqmed.checking.view import report_view
 from qoqmed.errors import DataError, Problem, UserError
 from qoqmed.media.paths import resolve
 
@@ -79,6 +81,7 @@ def test_nothing_is_wrong_with_a_good_file(folder):
         (row(9, labels=["edema", "edema"]), "label", "twice"),
         (row(9, boxes=[[0.5, 0.5, 1.5, 1]]), "box", "leaves the picture"),
         (row(9, boxes_px=[[0, 0, 1, 1]]), "box", "need 'width'"),
+        (row(9, boxes=5), "box", "no list of boxes"),
         (row(0, question="Else?"), "id", "used before, in line 1"),
         (row(9), "media", "does not exist"),
         (row(9, media={"image": "../../etc/passwd"}), "media", "'..' in it"),
@@ -164,6 +167,26 @@ def test_wrong_arguments_are_told(folder, monkeypatch, more, said):
         check("train.jsonl", arguments=arguments, **more)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"where": "foo"}, "where: an argument of another kind(?s:.)*where.split=train"),
+        ({"unless": 3}, "unless: an argument of another kind"),
+        ({"defaults": "foo"}, "defaults: an argument of another kind(?s:.)*defaults.domain=ct"),
+        ({"prefix": 3}, "prefix: an argument of another kind(?s:.)*text"),
+        ({"format": None}, "format: an argument of another kind"),
+        ({"mapping.labels": 3}, "mapping.labels: not the name of a field"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(folder, given, said):
+    with pytest.raises(UserError, match=said):
+        check(write(folder, row(0)), arguments=given)
+
+
+def test_no_box_needs_no_size(folder):
+    assert check(write(folder, row(0, boxes_px=[], width="abc", height=1))).errors == 0
+
+
 def test_rows_that_say_the_same(folder):
     report = check(write(folder, row(0), row(0, id="again"), row(0, id="other", labels=["nodule"])))
     (problem,) = told(report, "duplicate")
@@ -240,6 +263,9 @@ def test_tokens_of_the_prompts(folder, tmp_path_factory):
     assert any("unknown task 'riddle'" in problem.what for problem in told(report, "length"))
     with pytest.raises(UserError, match="no model is there"):
         check(folder / "train.jsonl", model=folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="--model: the model's tokenizer"):
+        check(folder / "train.jsonl", model=folder)
 
 
 # ---------------------------------------------------------------- mending
@@ -262,6 +288,13 @@ def test_what_is_safe_is_mended(folder):
     with pytest.raises(UserError, match="nothing is overwritten"):
         check(folder / "train.jsonl", fix=out)
     assert out.read_bytes() == before
+
+
+def test_half_a_character_in_a_mended_row_is_written_as_it_was(folder):
+    out = folder / "mended.jsonl"
+    check(write(folder, json.dumps(row(0, question="\ud800", labels=["EDEMA"]))), fix=out)
+    mended = json.loads(out.read_text(encoding="utf-8"))
+    assert (mended["question"], mended["labels"]) == ("\ud800", ["edema"])
 
 
 def test_a_label_that_two_may_be_stays(folder):
@@ -295,6 +328,16 @@ def test_the_command(folder, capsys):
     assert code == 2 and "does not exist" in err
     code, _, err = run(capsys, train, "mappings.labels=x")
     assert code == 2 and "did you mean 'mapping'" in err
+
+
+def test_brackets_of_labels_are_shown_as_they_are(folder, capsys):
+    space = ["a [/b]", "Nevus [nv]"]
+    lines = [row(i, label_space=space, labels=[space[i]], split="[/s]", dataset="[/d]") for i in range(2)]
+    known = {name: name for name in lines[0] if name != "split"}
+    report = check(write(folder, *lines), arguments={"mapping": known}, by="split")
+    Console(width=200).print(report_view(report))
+    out = capsys.readouterr().out
+    assert all(text in out for text in (*space, "[/s]", "[/d]"))
 
 
 def test_rows_of_other_tools_are_checked(folder, capsys):

@@ -20,7 +20,17 @@ from qoqmed.datasets.jsonl import reader_of
 from qoqmed.datasets.rows import RowReader
 from qoqmed.errors import DataError, Problem, UserError, near
 
-ARGUMENTS = ("mapping", "where", "unless", "task", "prefix", "format", "defaults", "gather")  # of the plugin jsonl
+KINDS: Mapping[str, tuple[type, str]] = {  # arguments of the plugin jsonl, and what they are
+    "mapping": (Mapping, "our fields' names in the file, as mapping.labels=label"),
+    "where": (Mapping, "a field and its value, as where.split=train"),
+    "unless": (Mapping, "a field and its value, as unless.split=train"),
+    "task": (str, "text"),
+    "prefix": (str, "text"),
+    "format": (str, "text"),
+    "defaults": (Mapping, "a field and its value, as defaults.domain=ct"),
+    "gather": (bool, "true or false"),
+}
+ARGUMENTS = tuple(KINDS)
 
 
 def check(
@@ -52,6 +62,7 @@ def check(
         if name not in ARGUMENTS:
             hint = near(name, ARGUMENTS)
             raise UserError(Problem(f"unknown argument {name!r}", "", "", f"one of {', '.join(ARGUMENTS)}", hint))
+    _require_kinds(given)
     files = [Path(path), *map(Path, splits)]
     base = Path(root) if root is not None else files[0].parent
     _require(files, base, {"--workers": workers, "--frames": frames, "--max-tokens": max_tokens})
@@ -92,6 +103,17 @@ def _require(files: Sequence[Path], base: Path, counts: Mapping[str, int | None]
     for option, count in counts.items():
         if count is not None and count < 1:
             raise UserError(Problem("at least 1", option, str(count)))
+
+
+def _require_kinds(given: Mapping[str, Any]) -> None:
+    """Raises UserError for arguments of a wrong type; null is the default."""
+    for name, value in given.items():
+        kind, expected = KINDS[name]
+        if not isinstance(value, kind) and (value is not None or name == "format"):
+            raise UserError(Problem("an argument of another kind", name, repr(value), expected))
+    for name, theirs in (given.get("mapping") or {}).items():
+        if theirs is not None and not isinstance(theirs, str):
+            raise UserError(Problem("not the name of a field", f"mapping.{name}", repr(theirs), "text, or null"))
 
 
 def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:

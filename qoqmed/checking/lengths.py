@@ -50,7 +50,11 @@ def lengths(
         raise UserError(
             Problem("no model is there", "--model", str(model), "a folder with config.json and a tokenizer")
         )
-    processor = ClinicalProcessor.from_pretrained(model)
+    try:
+        processor = ClinicalProcessor.from_pretrained(model)
+    except Exception as error:  # boundary: transformers reads files of others, and fails in many ways
+        what = f"the model's tokenizer or image processor cannot be read: {' '.join(str(error).split())[:300]}"
+        raise UserError(Problem(what, "--model", str(model), "a folder with config.json and a tokenizer")) from error
     processor.frames = frames
     processor.resize_between(*pixels)
     questions = OnDemand("domains", lambda name: make("domains", Node(name)).phrasings[0])

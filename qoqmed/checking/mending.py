@@ -48,7 +48,7 @@ def mend(path: Path, out: Path, reader: RowReader) -> dict[str, int]:
                 done[SEEN] += 1
                 continue
             seen.add(whole)
-            written.write((json.dumps(row, ensure_ascii=False).encode() if changed else text) + b"\n")
+            written.write((json.dumps(row).encode() if changed else text) + b"\n")
     return dict(done)
 
 

@@ -116,7 +116,7 @@ def _boxes(reader: RowReader, given: Mapping[str, Any]) -> object:
 
 
 def _sized(reader: RowReader, row: Mapping[str, Any], line: int, case: Case) -> tuple[float, float] | None:
-    if case.target.boxes is None:
+    if not case.target.boxes:
         return None
     given = reader.named(row, line)
     if not ("boxes_px" in given or "boxes_xywh" in given) or not ("width" in given and "height" in given):

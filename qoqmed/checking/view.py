@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -40,14 +41,14 @@ def report_view(report: Report, shown: int = SHOWN) -> RenderableType:
 
 
 def _balance(report: Report) -> Table:
-    table = Table("data set", "label", *report.rows, title="cases by label")
+    table = Table("data set", "label", *map(escape, report.rows), title="cases by label")
     for column in table.columns[2:]:
         column.justify = "right"
     for dataset, counts in report.balance.items():
         common = sorted(counts, key=lambda label: -sum(counts[label].values()))
         for place, label in enumerate(common[:LABELS]):
             numbers = (f"{counts[label].get(split, 0):,}" for split in report.rows)
-            table.add_row("" if place else dataset, label, *numbers)
+            table.add_row("" if place else Text(dataset), Text(label), *numbers)
         if len(common) > LABELS:
             table.add_row("", f"and {len(common) - LABELS} more", *("" for _ in report.rows))
     return table
@@ -57,6 +58,6 @@ def _lengths(report: Report) -> Table:
     table = Table("domain", "prompts", "shortest", "median", "95%", "longest", title="tokens of a prompt")
     for domain, one in report.lengths.items():
         table.add_row(
-            domain, *(f"{number:,}" for number in (one.cases, one.shortest, one.median, one.p95, one.longest))
+            Text(domain), *(f"{number:,}" for number in (one.cases, one.shortest, one.median, one.p95, one.longest))
         )
     return table

@@ -150,7 +150,7 @@ class StageData:
 
     domains: str | tuple[str, ...] = "all"
     balanced: bool = False  # every domain equally often in an epoch of the same length
-    temperature: float = option(1.0, above=0.0)  # domains' parts go as size^(1 / temperature)
+    temperature: float = option(1.0, low=0.1)  # domains' parts go as size^(1 / temperature)
     domain_weights: Mapping[str, float] = option({})  # factors of domains' parts
     domain_caps: Mapping[str, int] = option({})  # cases of a domain in an epoch, at most
     train: tuple[Node, ...] | None = option(None, group="datasets")  # null: the recipe's data.train

@@ -133,14 +133,17 @@ def labels(given: Given, space: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def boxes(given: Given, medium: int) -> tuple[Box, ...] | None:
+    """The row's boxes, in whichever form; None where it has none."""
     present = [name for name in BOX_FIELDS if name in given]
     if not present:
         return None
     if len(present) > 1:
         raise wrong("boxes are given in several forms", present, expected="one")
     boxes = given[present[0]]
+    if not isinstance(boxes, list):
+        raise wrong(f"{present[0]!r} is no list of boxes", repr(boxes))
     names = texts(given, "box_labels") or ("",) * len(boxes)
-    if not isinstance(boxes, list) or len(names) != len(boxes):
+    if len(names) != len(boxes):
         raise wrong("'box_labels' does not fit the boxes", f"{len(names)} names of {boxes!r}")
     return tuple(_box(box, name, medium, present[0], given) for box, name in zip(boxes, names, strict=True))
 

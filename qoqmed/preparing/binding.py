@@ -9,6 +9,15 @@ from typing import Any
 
 from qoqmed.errors import DataError, Problem, near
 
+TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {  # of a parameter -> of its value, and what messages call it
+    "Mapping": ((dict,), "mapping"),
+    "Sequence": ((list,), "list"),
+    "str": ((str,), "text (in quotes where it looks like a number)"),
+    "float": ((int, float), "number"),
+    "int": ((int,), "whole number"),
+    "bool": ((bool,), "true or false"),
+}
+
 
 def bound(known: Mapping[str, Callable[..., Any]], node: Mapping[str, Any], where: str, *given: Any) -> Any:
     """Calls the function that `node` names with `given` and the node's other keys. Raises DataError."""
@@ -24,6 +33,11 @@ def bound(known: Mapping[str, Callable[..., Any]], node: Mapping[str, Any], wher
     ]
     needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
     problems += [Problem(f"{name} needs {key!r}", where) for key in needed if key not in arguments]
+    for parameter in parameters:
+        value = arguments.get(parameter.name)
+        wanted = TYPES.get(str(parameter.annotation).removesuffix(" | None").partition("[")[0])
+        if value is not None and wanted is not None and type(value) not in wanted[0]:
+            problems.append(Problem(f"{parameter.name!r} is no {wanted[1]}", where, repr(value)[:80]))
     if problems:
         raise DataError(problems)
     return function(*given, **arguments)

@@ -27,6 +27,8 @@ from qoqmed.preparing.splits import SPLITS, Shares, assign
 from qoqmed.types import SPATIAL
 
 KINDS = {int: "whole number", float: "number", bool: "true or false", str: "word"}  # as messages call them
+TAKEN = {int: (int, float), float: (int, float), bool: (bool,)}  # of an option: its default's type -> a value's types
+TAKEN_AS = {int: "number", float: "number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def build(name: str, source: Path, out: Path, options: Mapping[str, Any] | None 
     if not source.is_dir():
         raise DataError(Problem("no such folder", str(source), mend="SOURCE is the data set as it was published"))
     made = [out / one for one in (*(f"{split}.jsonl" for split in SPLITS), "left_out.jsonl", "build.json")]
+    if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
+        raise DataError(Problem("OUT is no folder, or below a file", str(out), expected="a folder, also a new one"))
     there = [str(path) for path in made if path.exists()]
     if there:
         raise DataError(
@@ -111,12 +115,17 @@ def _arguments(name: str, options: Mapping[str, Any]) -> tuple[Arguments, dict[s
     """The build's arguments, and the spec's own options."""
     kinds = {one.name: type(one.default) for one in fields(Arguments) if one.default is not MISSING}
     own = {key: value for key, value in options.items() if key not in kinds}
-    known = list(specs.load(name).options)
+    defaults = specs.load(name).options
+    known = list(defaults)
     problems = [
         Problem(f"no argument {key!r}", name, expected=", ".join([*kinds, *known]), mend=near(key, [*kinds, *known]))
         for key in own
         if key not in known
     ]
+    for key in own:
+        kind = type(defaults.get(key))
+        if kind in TAKEN and (type(own[key]) not in TAKEN[kind]):
+            problems.append(Problem(f"{key!r} is no {TAKEN_AS[kind]}", name, repr(own[key])))
     given, wrong = {key: value for key, value in options.items() if key in kinds}, list[str]()
     for key, value in given.items():
         fits = isinstance(value, kinds[key]) or (kinds[key] is float and isinstance(value, int))

@@ -24,6 +24,7 @@ from qoqmed.preparing.mimic_record import Records
 from qoqmed.preparing.mimic_stay import Stay, moment, table
 
 HORIZON = timedelta(hours=48)  # of the mortality, whatever the inputs' window
+LONGEST_H = 1_000_000  # of a window; far longer ones leave the calendar
 HOSPICE = re.compile("hospice", re.IGNORECASE)
 STUDY = re.compile(r"(\d{8}) +(\d{1,6})")
 
@@ -55,8 +56,13 @@ def mimic_iv(
 ) -> Iterator[dict[str, str]]:
     """A row an admission: hadm_id, subject_id, los_days, died_48h (1 or 0), record (text), and paths of the first
     `images` chest X-rays and `ecgs` ECGs in the window, joined by "|"."""
-    if window_h <= 0 or before_h < 0 or items < 0:
-        raise DataError(Problem("'window_h' is above 0, 'before_h' and 'items' are not negative", "mimic_iv"))
+    if not 0 < window_h <= LONGEST_H or not 0 <= before_h <= LONGEST_H:
+        what, got = "hours that cannot be", f"window_h {window_h}, before_h {before_h}"
+        expected = f"'window_h' above 0, 'before_h' not negative, both at most {LONGEST_H:,}"
+        raise DataError(Problem(what, "mimic_iv", got, expected))
+    for name, count in {"images": images, "ecgs": ecgs, "items": items}.items():
+        if type(count) is not int or count < 0:
+            raise DataError(Problem(f"{name!r} is no count", "mimic_iv", repr(count), "a whole number, 0 or more"))
     window = Window(timedelta(hours=before_h), timedelta(hours=window_h), censor_at_event, event_after_window)
     stays = list(_stays(root / hosp, window, out))
     by_patient: dict[str, list[Stay]] = {}

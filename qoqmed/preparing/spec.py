@@ -154,9 +154,8 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Spec:
         if isinstance(shared, str):  # a map that several specs share
             maps = [Path(item.name).stem for item in SHIPPED.joinpath("maps").iterdir()]
             if shared not in maps:
-                raise DataError(
-                    Problem("no such map", f"{where}.labels.groups", shared, ", ".join(sorted(maps)), near(shared, maps))
-                )
+                place, expected = f"{where}.labels.groups", ", ".join(sorted(maps))
+                raise DataError(Problem("no such map", place, shared, expected, near(shared, maps)))
             given.labels.groups = OmegaConf.create(SHIPPED.joinpath("maps", f"{shared}.yaml").read_text("utf-8"))
         for key, value in (options or {}).items():
             OmegaConf.update(given, f"options.{key}", value)

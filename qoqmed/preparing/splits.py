@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qoqmed.errors import DataError, Problem
 from qoqmed.preparing.cases import Draft
 from qoqmed.preparing.left_out import LeftOut
 from qoqmed.preparing.spec import SplitSpec
@@ -69,6 +70,9 @@ def _drawn(drafts: Sequence[Draft], wanted: dict[str, float], seed: int) -> dict
         count = max(round(share * len(order)), 1) if share > 0 and len(order) > len(wanted) else 0
         split_of |= dict.fromkeys(order[place : place + count], split)
         place += count
+    if order and place >= len(order):
+        what, got = "the shares leave no patient to train on", ", ".join(f"{key} {one}" for key, one in wanted.items())
+        raise DataError(Problem(what, got=f"{got} of {len(order)} patients", mend="smaller 'valid' or 'test'"))
     splits: dict[str, list[Draft]] = {split: [] for split in SPLITS}
     for draft, owner in zip(drafts, owners, strict=True):
         splits[split_of.get(owner, "train")].append(draft)

@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,13 @@ def _csv(path: Path, delimiter: str) -> Iterator[dict[str, str]]:
                 if cells:
                     padded = [*cells, *[""] * (len(header) - len(cells))]
                     yield {name: plain(cell) for name, cell in zip(header, padded, strict=True)}
-    except (UnicodeDecodeError, OSError, EOFError, csv.Error) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(Problem("the table cannot be read", str(path), str(error)[:200])) from error
 
 
 def _json(path: Path, kind: str) -> list[Any]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:  # json has no way to ask whether a text is valid
+    try:  # json has no way to ask whether a text is valid, nor bytes whether they are UTF-8
+        text = path.read_text(encoding="utf-8-sig")
         content = [json.loads(line) for line in text.splitlines() if line.strip()] if kind == ".jsonl" else None
         content = json.loads(text) if content is None else content
     except (ValueError, RecursionError) as error:

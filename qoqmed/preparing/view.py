@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -20,9 +21,9 @@ def built_json(built: Built) -> dict[str, Any]:
 
 def built_view(built: Built) -> RenderableType:
     """Cases of each label in each split, and what was left out, by reason."""
-    kept = Table("label", *built.rows, title=f"{built.spec.data_set or built.spec.name} -> {built.folder}")
+    kept = Table("label", *built.rows, title=escape(f"{built.spec.data_set or built.spec.name} -> {built.folder}"))
     for label in next(iter(built.labels.values())):
-        kept.add_row(label, *(str(built.labels[split][label]) for split in built.rows))
+        kept.add_row(Text(label), *(str(built.labels[split][label]) for split in built.rows))
     kept.add_section()
     kept.add_row("rows", *(str(count) for count in built.rows.values()))
     kept.add_row("patients", *(str(count) for count in built.patients.values()))
@@ -30,9 +31,9 @@ def built_view(built: Built) -> RenderableType:
     if built.left_out:
         lost = Table("rows", "left out because", title="left_out.jsonl names each", title_justify="left")
         for reason, count in built.left_out.items():
-            lost.add_row(str(count), reason)
+            lost.add_row(str(count), Text(reason))
         parts.append(lost)
-    parts += [f"note: {what} ({count})" for what, count in built.notes.items()]
+    parts += [Text(f"note: {what} ({count})") for what, count in built.notes.items()]
     return Group(*parts)
 
 
