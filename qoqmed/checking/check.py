@@ -107,13 +107,19 @@ def _require(files: Sequence[Path], base: Path, counts: Mapping[str, int | None]
 
 def _require_kinds(given: Mapping[str, Any]) -> None:
     """Raises UserError for arguments of a wrong type; null is the default."""
-    for name, value in given.items():
-        kind, expected = KINDS[name]
-        if not isinstance(value, kind) and (value is not None or name == "format"):
-            raise UserError(Problem("an argument of another kind", name, repr(value), expected))
-    for name, theirs in (given.get("mapping") or {}).items():
-        if theirs is not None and not isinstance(theirs, str):
-            raise UserError(Problem("not the name of a field", f"mapping.{name}", repr(theirs), "text, or null"))
+    problems = [
+        Problem("an argument of another kind", name, repr(value), KINDS[name][1])
+        for name, value in given.items()
+        if not isinstance(value, KINDS[name][0]) and (value is not None or name == "format")
+    ]
+    mapping = given.get("mapping")
+    problems += [
+        Problem("not the name of a field", f"mapping.{name}", repr(theirs), "text, or null")
+        for name, theirs in (mapping.items() if isinstance(mapping, Mapping) else ())
+        if theirs is not None and not isinstance(theirs, str)
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
